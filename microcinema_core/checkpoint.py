@@ -1,0 +1,114 @@
+"""Model files: one `.safetensors` with the configuration in its header, never pickle.
+
+Keys: `model.diffusion_model.` (network), `first_stage_model.` (autoencoder), `cond_stage_model.` (text encoder); the
+last two only in an all-in-one file. The header is checked before any tensor is read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from .config import ModelConfig
+from .errors import MicroCinemaError
+from .images import whole_file
+from .model import MicroCinemaUNet
+from .model.autoencoder import Autoencoder
+from .model.text import TextEncoder
+
+FORMAT, FORMAT_VERSION = "microcinema", "1"
+NETWORK, AUTOENCODER, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+_HERE = Path(__file__).resolve().parent
+BUNDLED = next(
+    (p for p in (_HERE / "weights", _HERE.parent / "models") if p.is_dir()), None
+)  # installed, or a checkout
+
+
+@dataclass
+class LoadedModel:
+    config: ModelConfig
+    network: MicroCinemaUNet
+    autoencoder: Autoencoder | None
+    text: TextEncoder | None
+
+
+def bundled_models() -> dict[str, Path]:
+    """The demo models that come with the package, by name."""
+    return {path.stem: path for path in sorted(BUNDLED.glob("*.safetensors") if BUNDLED else ())}
+
+
+def resolve(name: str | Path) -> Path:
+    """A bundled model's name or a file's path → the path. Raises MicroCinemaError naming the bundled models."""
+    bundled = bundled_models()
+    if str(name) in bundled:
+        return bundled[str(name)]
+    if not Path(name).is_file():
+        raise MicroCinemaError(f"no model '{name}': give a .safetensors file or a bundled name ({', '.join(bundled)})")
+    return Path(name)
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """The configuration in the header; no tensor is read. Raises MicroCinemaError on a file that is not ours."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise MicroCinemaError(f"'{path}' is truncated or no safetensors file ({error}): fetch it again") from error
+    if metadata.get("format") != FORMAT:
+        raise MicroCinemaError(f"'{path}' is a foreign checkpoint without MicroCinema's header: choose a file of ours")
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise MicroCinemaError(
+            f"'{path}' has format version {metadata.get('format_version')}, this program reads {FORMAT_VERSION}: "
+            "update whichever is older"
+        )
+    try:
+        return ModelConfig.from_json(json.loads(metadata["config"]))
+    except (KeyError, ValueError) as error:
+        raise MicroCinemaError(f"'{path}' has a damaged header ({error}): fetch it again") from error
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LoadedModel:
+    """Load what the file holds, for inference, every key accounted for."""
+    config = read_config(path)
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key).to(dtype) for key in file.keys()}  # noqa: SIM118 (a safe_open is no dict)
+    network = MicroCinemaUNet(config.network)
+    parts: dict[str, nn.Module | None] = {NETWORK: network, AUTOENCODER: None, TEXT: None}
+    if any(key.startswith(AUTOENCODER) for key in tensors):
+        parts[AUTOENCODER] = Autoencoder(config.autoencoder)
+    if any(key.startswith(TEXT) for key in tensors):
+        parts[TEXT] = TextEncoder(config.text)
+    for prefix, module in parts.items():
+        if module is None:
+            continue
+        state = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
+        try:
+            module.load_state_dict(state)
+        except RuntimeError as error:
+            problem = str(error).splitlines()[-1].strip()
+            raise MicroCinemaError(
+                f"'{path}' does not hold what its header says ({problem}): fetch it again"
+            ) from error
+        module.eval().requires_grad_(False).to(device, dtype, memory_format=torch.channels_last)
+    if tensors:
+        raise MicroCinemaError(f"'{path}' holds an unknown tensor '{min(tensors)}': it is of another version")
+    return LoadedModel(config, network, parts[AUTOENCODER], parts[TEXT])
+
+
+def save_model(path: Path, model: LoadedModel, dtype: torch.dtype = torch.float16) -> None:
+    """Write one all-in-one file, whole or not at all."""
+    tensors = {}
+    for prefix, module in ((NETWORK, model.network), (AUTOENCODER, model.autoencoder), (TEXT, model.text)):
+        if module is not None:
+            tensors |= {prefix + key: value.to("cpu", dtype).contiguous() for key, value in module.state_dict().items()}
+    metadata = {
+        "format": FORMAT, "format_version": FORMAT_VERSION, "config": json.dumps(model.config.to_json()),
+    }  # fmt: skip
+    with whole_file(path) as part:
+        save_file(tensors, part, metadata)

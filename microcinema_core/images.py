@@ -1,0 +1,146 @@
+"""Pictures in and out: any file Pillow opens becomes a tensor; a clip becomes a sheet of its frames.
+
+A picture is (3, H, W), a clip (t, 3, h, w): float32 RGB in [0, 1].
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+
+from .errors import MicroCinemaError
+
+MOST_PIXELS = 2**23  # a larger picture is reduced while it is read: no model looks at more, and floats take 12 bytes
+
+
+def load_picture(path: str | Path) -> torch.Tensor:
+    """The picture as (3, H, W), turned upright by its EXIF tag, laid on white where it is transparent.
+
+    Grey, palette, CMYK, 16-bit and float pictures become RGB; of an animation the first frame is read. More than
+    `MOST_PIXELS` pixels are reduced to about that many. Raises MicroCinemaError for a missing or broken file.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise MicroCinemaError(f"'{path}' is a folder: name a picture in it")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is welcome, see MOST_PIXELS
+            with Image.open(path) as image:
+                return _to_tensor(_upright(image))
+    except MicroCinemaError:
+        raise
+    except FileNotFoundError as error:
+        raise MicroCinemaError(f"the picture '{path}' does not exist: check its name and folder") from error
+    except Image.DecompressionBombError as error:
+        most = 2 * Image.MAX_IMAGE_PIXELS // 10**6
+        raise MicroCinemaError(f"'{path}' has more than {most} million pixels: save a smaller copy of it") from error
+    except Exception as error:  # a broken file raises whatever its format's decoder stumbles over
+        message = f"'{path}' is broken or no picture that Pillow can read: save it anew as PNG or JPEG"
+        raise MicroCinemaError(message) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Mode "RGB", or "F" in [0, 1] for deep grey; turned upright and of at most about MOST_PIXELS pixels."""
+    share = (MOST_PIXELS / (image.width * image.height)) ** 0.5
+    if share < 1:
+        image.draft(None, (round(image.width * share), round(image.height * share)))  # JPEG decodes 1/2, 1/4, 1/8
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _deep_grey(image)
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    elif image.mode != "RGB":  # converting copies, and here that may be half a gigabyte
+        image = image.convert("RGB")
+    share = (MOST_PIXELS / (image.width * image.height)) ** 0.5
+    if share < 1:
+        size = max(1, round(image.width * share)), max(1, round(image.height * share))
+        image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return image
+
+
+def _deep_grey(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, 32 bits or floats (modes "I;16", "I", "F") as mode "F" in [0, 1]; to "RGB" Pillow would clip it.
+
+    White is 65535 for whole numbers and 1, else 255, for floats; beyond that the brightest pixel is white.
+    """
+    values = np.nan_to_num(np.asarray(image.convert("F")), posinf=0.0)
+    brightest = values.max()
+    white = 65535.0 if image.mode != "F" else 1.0 if brightest <= 1 else 255.0
+    return Image.fromarray(values / max(white, brightest))
+
+
+def _to_tensor(image: Image.Image) -> torch.Tensor:
+    values = np.asarray(image, dtype=np.float32)
+    values = np.repeat(values[..., None], 3, axis=2) if image.mode == "F" else values / 255
+    return torch.from_numpy(values).clamp(0, 1).permute(2, 0, 1).contiguous()
+
+
+def fit(picture: torch.Tensor, width: int, height: int) -> torch.Tensor:
+    """The centre of a picture (3, H, W) at the shape of width x height, resized to (3, height, width), antialiased."""
+    _, rows, columns = picture.shape
+    cut_rows = min(rows, max(1, round(columns * height / width)))
+    cut_columns = min(columns, max(1, round(rows * width / height)))
+    top, left = (rows - cut_rows) // 2, (columns - cut_columns) // 2
+    picture = picture[:, top : top + cut_rows, left : left + cut_columns]
+    if picture.shape[1:] == (height, width):
+        return picture
+    picture = F.interpolate(picture[None], (height, width), mode="bicubic", antialias=True, align_corners=False)[0]
+    return picture.clamp(0, 1)  # bicubic overshoots at edges
+
+
+def sheet(frames: torch.Tensor, path: str | Path) -> None:
+    """Write all frames (t, 3, h, w) side by side as one PNG of t·w x h pixels, as the paper's figures show them."""
+    pixels = np.concatenate([to_bytes(frame) for frame in frames], axis=1)
+    with whole_file(path) as part:
+        Image.fromarray(pixels).save(part, format="PNG")
+
+
+def to_bytes(picture: torch.Tensor) -> np.ndarray:
+    """(3, h, w) in [0, 1] to (h, w, 3) uint8, rounded."""
+    pixels = (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def check_output(path: str | Path, suffixes: tuple[str, ...] = (".png",)) -> None:
+    """Raise MicroCinemaError unless a file of that name can be written, before any time is spent on its content."""
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        raise MicroCinemaError(f"'{path}' is no name of a file that can be written: end it in {' or '.join(suffixes)}")
+    try:
+        if path.is_dir():
+            raise MicroCinemaError(f"'{path}' is a folder: give the output another name")
+        if not path.parent.is_dir():
+            raise MicroCinemaError(f"the output folder '{path.parent}' does not exist: create it or choose another one")
+        part = _part(path)
+        part.touch()  # permissions alone do not tell: read-only disks, full disks, the administrator
+        part.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise MicroCinemaError(f"'{path}' cannot be written ({reason}): choose another name or folder") from error
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it at the end: the file appears whole or, on any error, not at all."""
+    part = _part(Path(path))
+    try:
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise MicroCinemaError(f"'{path}' could not be written ({reason}): choose another folder") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")

@@ -1,0 +1,123 @@
+"""Stable Diffusion 2.1's UNet, with the key names of its checkpoints; by default its 865,910,724 parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import NetworkConfig
+from .layers import Downsample, ResBlock, SpatialTransformer, Upsample, sinusoids, zero
+
+
+class SpatialUNet(nn.Module):
+    """The picture network. `res_channels` and `transformer_channels` list its ResBlocks and transformers in the order
+    they run; each such layer knows its `index` there, so that a subclass can put something beside it.
+    """
+
+    def __init__(self, config: NetworkConfig, *, head=True, operations=nn, dtype=None, device=None):
+        """head=False leaves out `out`, the layers that turn features into latents."""
+        super().__init__()
+        kw = {"operations": operations, "dtype": dtype, "device": device}
+        plain = {"dtype": dtype, "device": device}
+        self.config = config
+        self.res_channels: list[int] = []
+        self.transformer_channels: list[int] = []
+
+        def res(channels, out_channels):
+            layer = ResBlock(channels, emb_dim, out_channels, config.norm_groups, config.scale_shift_norm, **kw)
+            layer.index = len(self.res_channels)
+            self.res_channels.append(out_channels)
+            return layer
+
+        def transformer(channels):
+            heads = heads_of(channels, config)
+            layer = SpatialTransformer(channels, heads, config.norm_groups, config.context_dim, **kw)
+            layer.index = len(self.transformer_channels)
+            self.transformer_channels.append(channels)
+            return layer
+
+        width, emb_dim = config.model_channels, 4 * config.model_channels
+        self.time_embed = nn.Sequential(
+            operations.Linear(width, emb_dim, **plain), nn.SiLU(), operations.Linear(emb_dim, emb_dim, **plain)
+        )
+
+        channels, skips = width, [width]
+        first = operations.Conv2d(config.latent_channels, width, 3, padding=1, **plain)
+        self.input_blocks = nn.ModuleList([nn.ModuleList([first])])
+        for level, multiplier in enumerate(config.channel_multipliers):
+            for _ in range(config.res_blocks):
+                block = nn.ModuleList([res(channels, width * multiplier)])
+                channels = width * multiplier
+                if level in config.attention_levels:
+                    block.append(transformer(channels))
+                self.input_blocks.append(block)
+                skips.append(channels)
+            if level < len(config.channel_multipliers) - 1:
+                self.input_blocks.append(nn.ModuleList([Downsample(channels, **kw)]))
+                skips.append(channels)
+
+        self.middle_block = nn.ModuleList([res(channels, channels), transformer(channels), res(channels, channels)])
+
+        self.output_blocks = nn.ModuleList()
+        for level, multiplier in reversed(list(enumerate(config.channel_multipliers))):
+            for i in range(config.res_blocks + 1):
+                block = nn.ModuleList([res(channels + skips.pop(), width * multiplier)])
+                channels = width * multiplier
+                if level in config.attention_levels:
+                    block.append(transformer(channels))
+                if level and i == config.res_blocks:
+                    block.append(Upsample(channels, **kw))
+                self.output_blocks.append(block)
+
+        if head:
+            self.out = nn.Sequential(
+                operations.GroupNorm(config.norm_groups, channels, **plain),
+                nn.SiLU(),
+                zero(operations.Conv2d(channels, config.latent_channels, 3, padding=1, **plain)),
+            )
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None) -> Tensor:
+        """x (rows, C, h, w), timesteps (rows,) in 0 … 999, context (n, L, D) with n dividing rows: each serves
+        rows / n consecutive pictures. Returns the model's raw output, of x's shape."""
+        h = self.input_blocks[0][0](x)
+        return self.out(self.walk(h, self.embed_time(timesteps, x.dtype), context))
+
+    def embed_time(self, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.time_embed(sinusoids(timesteps, self.config.model_channels).to(dtype))
+
+    def walk(self, h: Tensor, emb: Tensor, context: Tensor | None = None, state: Any = None) -> Tensor:
+        """From the first convolution's output to the input of `out`. `state` is handed to the two methods below."""
+        skips = [h]
+        for block in self.input_blocks[1:]:
+            h = self._block(block, h, emb, context, state)
+            skips.append(h)
+        h = self._block(self.middle_block, h, emb, context, state)
+        for block in self.output_blocks:
+            h = torch.cat([h, skips.pop()], dim=1)
+            size = skips[-1].shape[2:] if skips else None
+            h = self._block(block, h, emb, context, state, size)
+        return h
+
+    def run_res(self, layer: ResBlock, h: Tensor, emb: Tensor, state: Any) -> Tensor:
+        return layer(h, emb)
+
+    def run_transformer(self, layer: SpatialTransformer, h: Tensor, context: Tensor | None, state: Any) -> Tensor:
+        return layer(h, context)
+
+    def _block(self, block, h, emb, context, state, size=None):
+        for layer in block:
+            if isinstance(layer, ResBlock):
+                h = self.run_res(layer, h, emb, state)
+            elif isinstance(layer, SpatialTransformer):
+                h = self.run_transformer(layer, h, context, state)
+            elif isinstance(layer, Upsample):
+                h = layer(h, size)
+            else:
+                h = layer(h)
+        return h
+
+
+def heads_of(channels: int, config: NetworkConfig) -> int:
+    return max(1, channels // config.head_channels)

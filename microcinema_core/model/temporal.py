@@ -1,0 +1,70 @@
+"""The layers in which the frames of a clip meet. All end in a zero-initialised layer: at first they change nothing.
+
+Rows are frames folded into the batch, (clips · frames, C, h, w). In channels_last that memory is (clips, frames, h·w, C)
+and so is a channels_last picture (clips, C, frames, h·w): one view, no copy, makes the time axis a picture's height.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .layers import TransformerBlock, sinusoids, zero
+
+
+def as_sheet(x: Tensor, frames: int) -> Tensor:
+    """(clips · frames, C, h, w) to (clips, C, frames, h·w)."""
+    return x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(3)
+
+
+def from_sheet(sheet: Tensor, size: tuple[int, int]) -> Tensor:
+    """The inverse of as_sheet."""
+    return sheet.transpose(1, 2).flatten(0, 1).unflatten(2, size)
+
+
+class TemporalConv(nn.Module):
+    """x + conv(silu(norm(x))), the convolution over three frames, the norm's statistics over all of them.
+
+    With depth n, n such convolutions follow one another inside the one residual; only the last starts at zero.
+    """
+
+    def __init__(self, channels, groups, depth=1, *, operations=nn, dtype=None, device=None):
+        super().__init__()
+        kw = {"dtype": dtype, "device": device}
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                operations.GroupNorm(groups, channels, **kw),
+                nn.SiLU(),
+                operations.Conv2d(channels, channels, (3, 1), padding=(1, 0), **kw),
+            )
+            for _ in range(depth)
+        )
+        zero(self.layers[-1][2])
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        h = as_sheet(x, frames)
+        for layer in self.layers:
+            h = layer(h)
+        return x + from_sheet(h, x.shape[2:])
+
+
+class TemporalTransformer(nn.Module):
+    """Each cell attends to itself in the other frames of its clip. Positions are frames from the clip's middle, so a
+    clip of another length keeps the centre frame at the position it was trained at."""
+
+    def __init__(self, channels, heads, groups, *, operations=nn, dtype=None, device=None):
+        super().__init__()
+        kw = {"dtype": dtype, "device": device}
+        self.norm = operations.GroupNorm(groups, channels, eps=1e-6, **kw)
+        self.proj_in = operations.Linear(channels, channels, **kw)
+        self.block = TransformerBlock(channels, heads, operations=operations, **kw)
+        self.proj_out = zero(operations.Linear(channels, channels, **kw))
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        sheet = self.norm(as_sheet(x, frames))
+        clips, channels, _, cells = sheet.shape
+        tokens = sheet.permute(0, 3, 2, 1).reshape(clips * cells, frames, channels)
+        offsets = torch.arange(frames, device=x.device) - (frames - 1) / 2
+        tokens = self.block(self.proj_in(tokens) + sinusoids(offsets, channels).to(x.dtype))
+        tokens = self.proj_out(tokens).view(clips, cells, frames, channels)
+        return x + from_sheet(tokens.permute(0, 3, 2, 1), x.shape[2:])

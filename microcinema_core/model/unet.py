@@ -1,0 +1,131 @@
+"""The image-and-text-to-video network: SD2.1's UNet, inflated (MicroCinema, section 3.3 and supplement Table 2).
+
+Frames travel folded into the batch, (clips · frames, C, h, w). In order of use:
+- AppearNet sees the condition once per clip; its features scale and shift the second group-norm of every ResBlock.
+- A temporal convolution follows every ResBlock, a temporal transformer every spatial transformer.
+- All that is new starts at zero: an untrained network is SD2.1 frame by frame, to the bit, and SD2.1's checkpoint keys
+  are a strict subset of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..config import NetworkConfig
+from ..errors import MicroCinemaError
+from .appearance import AppearNet, Condition, spread
+from .layers import zero
+from .spatial import SpatialUNet, heads_of
+from .temporal import TemporalConv, TemporalTransformer
+
+
+@dataclass
+class _Clips:
+    """What every layer of one forward pass needs to know of the clips."""
+
+    frames: int
+    modulations: list[tuple[Tensor, Tensor]]  # scale and shift, each (condition's clips, frames, C, h, w)
+
+
+class MicroCinemaUNet(SpatialUNet):
+    """The paper's 8-channel input (noisy latent ⊕ condition latent, the 4 new planes at zero) is two convolutions here:
+    SD2.1's own on the noisy latent, and `condition_in` on the condition, their outputs added. That is the same function
+    (a convolution is linear in its input planes), but it leaves `input_blocks.0.0.weight` at SD2.1's shape, starts
+    exact to the bit, and the condition's half runs once per clip.
+    """
+
+    def __init__(self, config: NetworkConfig, *, operations=nn, dtype=None, device=None):
+        super().__init__(config, operations=operations, dtype=dtype, device=device)
+        kw = {"operations": operations, "dtype": dtype, "device": device}
+        plain = {"dtype": dtype, "device": device}
+        groups = config.norm_groups
+
+        self.condition_in = zero(
+            operations.Conv2d(config.latent_channels, config.model_channels, 3, padding=1, bias=False, **plain)
+        )
+        self.appearance = AppearNet(config, **kw)
+        # γ and β of one ResBlock are the two halves of one convolution's output.
+        self.appearance_injections = nn.ModuleList(
+            zero(operations.Conv2d(channels, 2 * channels, 1, **plain)) for channels in self.res_channels
+        )
+        self.temporal_convs = nn.ModuleList(
+            TemporalConv(channels, groups, config.temporal_conv_depth, **kw) for channels in self.res_channels
+        )
+        self.temporal_transformers = nn.ModuleList(
+            TemporalTransformer(channels, heads_of(channels, config), groups, **kw)
+            for channels in self.transformer_channels
+        )
+        if config.motion_embedding:
+            emb_dim = 4 * config.model_channels
+            self.motion_first = zero(operations.Linear(config.context_dim, emb_dim, bias=False, **plain))
+            self.motion_second = zero(operations.Linear(config.context_dim, emb_dim, bias=False, **plain))
+
+    def encode_condition(self, latents: Tensor) -> Condition:
+        """Latents (clips, k, C, h, w), scaled, free of noise: k = 1, the centre frame, or k = 2, first and last frame,
+        as the configuration says. The result serves all steps, and both halves of a guided batch."""
+        clips, k = latents.shape[:2]
+        expected = 1 if self.config.condition == "centre" else 2
+        if k != expected:
+            raise MicroCinemaError(
+                f"This model is conditioned on {expected} picture(s) per clip but was given {k}: pass the "
+                f"{'centre frame' if expected == 1 else 'first and the last frame'}."
+            )
+        pictures = latents.flatten(0, 1)
+        modulations = []
+        for injection, feature in zip(self.appearance_injections, self.appearance(pictures), strict=True):
+            gamma, beta = injection(feature).unflatten(0, (clips, k)).chunk(2, dim=2)
+            modulations.append((1 + gamma, beta))
+        return Condition(self.condition_in(pictures).unflatten(0, (clips, k)), modulations)
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor | None = None,
+        *,
+        condition: Condition,
+        num_video_frames: int,
+    ) -> Tensor:
+        """x (b·t, C, h, w), timesteps (b·t,) or (b,), context (b, L, D) once per clip, condition of b or fewer clips:
+        a batch of two guidance halves [half 0's clips …, half 1's clips …] shares one.
+
+        Returns (b·t, C, h, w), the raw output in the model's parameterisation. Raises MicroCinemaError when a batch
+        cannot be divided into clips, or clips among conditions.
+        """
+        rows, frames = x.shape[0], num_video_frames
+        clips, rest = divmod(rows, frames)
+        if rest or clips % condition.clips:
+            raise MicroCinemaError(
+                f"A batch of {rows} frames cannot be divided into clips of {frames} frames for {condition.clips} "
+                "condition picture(s): make the batch a multiple of their product."
+            )
+        if context is None and self.config.context_dim is not None:
+            raise MicroCinemaError("This model needs a text: pass the text encoder's tokens as the context.")
+
+        emb = self.embed_time(timesteps.repeat_interleave(rows // timesteps.shape[0]), x.dtype)
+        if self.config.motion_embedding:
+            emb = emb + self._embed_motion(context, frames)
+
+        planes = spread(condition.planes, frames)
+        h = self.input_blocks[0][0](x)
+        h = (h.view(-1, *planes.shape) + planes).flatten(0, 2)
+        modulations = [(spread(scale, frames), spread(shift, frames)) for scale, shift in condition.modulations]
+        return self.out(self.walk(h, emb, context, _Clips(frames, modulations)))
+
+    def run_res(self, layer, h, emb, clips):
+        return self.temporal_convs[layer.index](layer(h, emb, clips.modulations[layer.index]), clips.frames)
+
+    def run_transformer(self, layer, h, context, clips):
+        return self.temporal_transformers[layer.index](layer(h, context), clips.frames)
+
+    def _embed_motion(self, context: Tensor, frames: int) -> Tensor:
+        """τ·A(p) + τ²·B(p), (b·t, E): p the mean text token, τ the frame's signed offset from the centre, ±1 at the ends
+        of a clip of the length the model was trained at. It hands the network the sign of time, which it otherwise
+        learns late: without it, 'left' and 'right' cost the same loss for long."""
+        half = max(self.config.frames - 1, 1) / 2
+        tau = ((torch.arange(frames, device=context.device) - (frames - 1) / 2) / half).to(context.dtype)[:, None]
+        text = context.mean(dim=1, keepdim=True)
+        return (tau * self.motion_first(text) + tau**2 * self.motion_second(text)).flatten(0, 1)

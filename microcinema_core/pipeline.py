@@ -1,0 +1,168 @@
+"""From a picture and a sentence to frames, and from frames to more frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .checkpoint import LoadedModel, load_model
+from .config import ModelConfig
+from .denoiser import Denoiser
+from .errors import MicroCinemaError
+from .images import fit
+from .prior import prior_mean, shift
+from .samplers import initial, sample_euler_edm
+from .schedule import NoiseSchedule
+
+Progress = Callable[[int, int], None]  # steps done, steps in all
+
+
+class Pipeline:
+    """A loaded model with everything it takes to run it. Pictures are float tensors in [0, 1]."""
+
+    def __init__(self, model: LoadedModel, device: torch.device | str = "cpu"):
+        if model.autoencoder is None:
+            raise MicroCinemaError(
+                f"model '{model.config.name}' has no autoencoder in its file: use an all-in-one file"
+            )
+        self.config: ModelConfig = model.config
+        self.network, self.autoencoder, self.text = model.network, model.autoencoder, model.text
+        self.device = torch.device(device)
+
+    @classmethod
+    def from_file(cls, path: str | Path, device: torch.device | str = "cpu") -> Pipeline:
+        return cls(load_model(path, device), device)
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """The words the text encoder knows; empty if it knows no bounds."""
+        return self.text.tokenizer.vocabulary if self.text else []
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        return self.text.tokenizer.unknown_words(prompt) if self.text else []
+
+    @torch.no_grad()
+    def animate(
+        self,
+        picture: Tensor,
+        prompt: str,
+        *,
+        frames: int | None = None,
+        steps: int | None = None,
+        cfg: float | None = None,
+        lambda_: float | None = None,
+        gamma: float | None = None,
+        churn: float = 0.0,
+        seed: int = 0,
+        width: int | None = None,
+        height: int | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Picture (3, H, W), fitted to width × height, and a sentence → frames (t, 3, height, width).
+
+        The picture is the condition of the centre frame t//2. What is None comes from the model's header. Noise is
+        drawn on the CPU from `seed`, so that it is the same on every device.
+        """
+        c = self.config
+        self._require("centre")
+        picture = fit(picture, width or c.width, height or c.height)
+        latents = self.encode(picture[None])[None]
+        cfg = c.cfg if cfg is None else cfg
+        context = self.text.encode([prompt] if cfg == 1 else ["", prompt]) if self.text else None
+        sampled = self.sample(
+            latents, context, frames=frames or c.network.frames, steps=steps, cfg=cfg, lambda_=lambda_, gamma=gamma,
+            churn=churn, seeds=[seed], progress=progress,
+        )  # fmt: skip
+        return self.decode(sampled[0])
+
+    @torch.no_grad()
+    def interpolate(
+        self,
+        frames: Tensor,
+        *,
+        passes: int = 1,
+        steps: int | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Frames (n, 3, h, w) → ((n−1)·(N−1)^passes + 1, 3, h, w), N = 5 the model's clip length.
+
+        Input frames come out unchanged at their places. Each window has a seed of its own, so the result does not
+        depend on how windows are batched.
+        """
+        self._require("ends")
+        inner = self.config.network.frames - 1
+        counts = [(len(frames) - 1) * inner**i for i in range(passes)]
+        steps = self.config.steps if steps is None else steps
+        done, total = 0, sum(counts) * steps
+        for index, windows in enumerate(counts):
+            out = [frames[:1]]
+            for start in range(0, windows, 4):
+                ends = torch.stack((frames[:-1], frames[1:]), 1)[start : start + 4]
+                seeds = [(seed * 1_000_003 + index) * 1_000_003 + start + i for i in range(len(ends))]
+                report = progress and (lambda step, _, n=len(ends), base=done: progress(base + step * n, total))
+                out += [*self._between(ends, steps, seeds, report)]
+                done += len(ends) * steps
+            frames = torch.cat(out)
+        return frames
+
+    def _between(self, ends: Tensor, steps: int, seeds: list[int], progress: Progress | None) -> Tensor:
+        """Windows (b, 2, 3, h, w) → the frames after each first one, up to and including each second, unchanged."""
+        count = self.config.network.frames
+        latents = self.encode(ends.flatten(0, 1)).unflatten(0, (-1, 2))
+        sampled = self.sample(latents, None, frames=count, steps=steps, cfg=1.0, seeds=seeds, progress=progress)
+        # What the autoencoder loses of the end frames is known: give it back, blended over the window.
+        lost = ends - self.decode(latents.flatten(0, 1)).unflatten(0, (-1, 2))
+        weights = torch.linspace(0, 1, count)[1:-1].view(-1, 1, 1, 1)
+        middle = self.decode(sampled[:, 1:-1].flatten(0, 1)).unflatten(0, (-1, count - 2))
+        middle = (middle + torch.lerp(lost[:, :1], lost[:, 1:], weights)).clamp(0, 1)
+        return torch.cat((middle, ends[:, 1:]), 1).flatten(0, 1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        condition: Tensor,
+        context: Tensor | None,
+        *,
+        frames: int,
+        steps: int | None = None,
+        cfg: float = 1.0,
+        lambda_: float | None = None,
+        gamma: float | None = None,
+        churn: float = 0.0,
+        seeds: list[int],
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Scaled condition latents (b, k, C, h, w), one seed a clip → scaled latents (b, frames, C, h, w)."""
+        c = self.config
+        lambda_ = c.lambda_ if lambda_ is None else lambda_
+        gamma = c.gamma if gamma is None else gamma
+        steps = c.steps if steps is None else steps
+        sigmas = NoiseSchedule().sigmas_for(steps).to(self.device)
+        generators = [torch.Generator().manual_seed(seed % 2**63) for seed in seeds]
+        shape = (frames, *condition.shape[2:])
+        noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+        noise = shift(noise, prior_mean(condition, frames, lambda_ + gamma))
+        denoise = Denoiser(self.network, c, self.network.encode_condition(condition), context, cfg)
+        return sample_euler_edm(
+            denoise, initial(noise, sigmas[0]), sigmas, progress and (lambda i, _: progress(i + 1, steps)),
+            mean=prior_mean(condition, frames, lambda_), s_churn=churn, generator=generators[0],
+        )  # fmt: skip
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures (n, 3, h, w) → scaled latents (n, C, h/f, w/f)."""
+        return self.autoencoder.encode(pictures.to(self.device))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (n, C, h, w) → pictures (n, 3, h·f, w·f) in [0, 1] on the CPU, a few frames at a time."""
+        return torch.cat([self.autoencoder.decode(part).clamp(0, 1).cpu() for part in latents.split(8)])
+
+    def _require(self, condition: str) -> None:
+        if self.config.network.condition != condition:
+            kind = {"centre": "animates a picture", "ends": "interpolates between frames"}
+            raise MicroCinemaError(
+                f"model '{self.config.name}' {kind[self.config.network.condition]}: choose one that {kind[condition]}"
+            )

@@ -1,0 +1,68 @@
+"""The pool of drawn clips, on disk: drawn once, as bytes; encoded once, as latents.
+
+A shard is `CLIPS_PER_SHARD` scenes whose seeds follow from its number, so a pool can grow, be drawn by several
+processes, and is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, safe_open, save_file
+
+from .scenes import draw_clip
+
+CLIPS_PER_SHARD = 250
+INTERPOLATION_RATES = (1 / 4, 1 / 4, 1 / 4, 1 / 2, 1 / 16)  # one pass, mostly; wider and finer steps for robustness
+
+
+def shard_path(folder: Path, index: int, frames: int, size: int) -> Path:
+    return folder / f"scenes-{size}px-{frames}f-{index:04d}.safetensors"
+
+
+def draw_shard(folder: Path, index: int, frames: int, size: int, interpolation: bool) -> Path:
+    """Draw shard `index` unless it is there: `frames` (n, t, 3, size, size) uint8, captions in the header."""
+    path = shard_path(folder, index, frames, size)
+    if path.exists():
+        return path
+    torch.set_num_threads(1)
+    clips = []
+    for seed in range(index * CLIPS_PER_SHARD, (index + 1) * CLIPS_PER_SHARD):
+        rate = INTERPOLATION_RATES[seed % len(INTERPOLATION_RATES)] if interpolation else 1.0
+        clips.append(draw_clip(seed, frames=frames, size=size, rate=rate))
+    pictures = torch.stack([(clip.frames * 255).round().to(torch.uint8) for clip in clips])
+    part = path.with_suffix(f".{os.getpid()}.part")
+    save_file({"frames": pictures}, part, {"captions": json.dumps([clip.caption for clip in clips])})
+    part.replace(path)
+    return path
+
+
+def draw_pool(folder: Path, shards: int, frames: int, size: int, interpolation: bool, workers: int) -> list[Path]:
+    """Draw what is missing of the first `shards` shards and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [shard_path(folder, index, frames, size) for index in range(shards)]
+    jobs = [(folder, i, frames, size, interpolation) for i, path in enumerate(paths) if not path.exists()]
+    if workers > 1 and len(jobs) > 1:
+        with get_context("spawn").Pool(workers) as pool:
+            pool.starmap(draw_shard, jobs, chunksize=1)
+    else:
+        for job in jobs:
+            draw_shard(*job)
+    return paths
+
+
+def load_frames(paths: list[Path]) -> torch.Tensor:
+    """All clips of the shards: (n, t, 3, h, w) uint8."""
+    return torch.cat([load_file(path)["frames"] for path in paths])
+
+
+def load_captions(paths: list[Path]) -> list[str]:
+    captions = []
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            captions += json.loads(file.metadata()["captions"])
+    return captions

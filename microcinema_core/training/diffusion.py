@@ -1,0 +1,163 @@
+"""Train the base or the interpolation model on latents of drawn clips, with the paper's objective.
+
+Noise and target are shifted by μ = λ·[condition] (eq. 15, 22). The loss is on the network's own output: on eps as in
+the paper, or on v, which is the eps loss divided by ᾱ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .. import images
+from ..checkpoint import LoadedModel
+from ..config import ModelConfig
+from ..model import MicroCinemaUNet
+from ..model.autoencoder import Autoencoder
+from ..model.text import TextEncoder, word_tokenizer
+from ..pipeline import Pipeline
+from ..prior import prior_mean, shift
+from ..schedule import NoiseSchedule
+from .captions import all_words, reverse
+from .data import draw_pool, load_captions, load_frames
+from .loop import Trainer, TrainingConfig
+
+BANDS = 4  # the log splits the loss by noise level
+HELD_OUT = 16  # clips at the pool's end that are never trained on: sheets and probes
+
+
+class VideoModel(nn.Module):
+    """The trained parts together: the network and, for a model that reads text, its encoder."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.network = MicroCinemaUNet(config.network)
+        self.text = TextEncoder(config.text) if config.text else None
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, condition: Tensor, tokens: Tensor | None) -> Tensor:
+        """Noisy latents (b, t, C, h, w) at integer timesteps (b,), condition (b, k, C, h, w) → raw output."""
+        b, t = noisy.shape[:2]
+        x = noisy.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        encoded = self.network.encode_condition(condition)
+        context = self.text(tokens) if self.text else None
+        out = self.network(x, timesteps, context, condition=encoded, num_video_frames=t)
+        return out.unflatten(0, (b, t))
+
+
+class Objective:
+    """The loss of a batch of clean latents at given timesteps and noise."""
+
+    def __init__(self, config: ModelConfig):
+        self.config = config
+        self.schedule = NoiseSchedule()
+
+    def condition(self, latents: Tensor) -> Tensor:
+        """The clean frames a clip is told from: its centre (b, 1, …) or its ends (b, 2, …)."""
+        if self.config.network.condition == "centre":
+            return latents[:, [latents.shape[1] // 2]]
+        return latents[:, [0, -1]]
+
+    def noisy(self, latents: Tensor, timesteps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """z_t of eq. (15), and the target for the network's output."""
+        condition = self.condition(latents)
+        noise = shift(noise, prior_mean(condition, latents.shape[1], self.config.lambda_))
+        a, s = (x.view(-1, 1, 1, 1, 1) for x in self.schedule.vp(timesteps))
+        noisy = a * latents + s * noise
+        return noisy, noise if self.config.parameterization == "eps" else a * noise - s * latents
+
+    def losses(
+        self, model: VideoModel, latents: Tensor, timesteps: Tensor, noise: Tensor, tokens: Tensor | None
+    ) -> Tensor:
+        """Mean squared error of each clip: (b,)."""
+        noisy, target = self.noisy(latents, timesteps, noise)
+        output = model(noisy, timesteps, self.condition(latents), tokens)
+        return (output - target).square().mean((1, 2, 3, 4))
+
+
+def train_diffusion(
+    config: TrainingConfig, model_config: ModelConfig, autoencoder: Autoencoder, folder: Path, scenes: Path
+) -> LoadedModel:
+    """Train to the end, resuming where `folder` holds a state; returns the EMA model with its autoencoder."""
+    interpolation = model_config.network.condition == "ends"
+    paths = draw_pool(
+        scenes, config.shards, model_config.network.frames, model_config.width, interpolation, config.workers
+    )  # fmt: skip
+    latents = encode_pool(paths, autoencoder)
+    captions = load_captions(paths)
+    if model_config.text:
+        model_config = replace(model_config, text=replace(model_config.text, tokenizer=word_tokenizer(all_words())))
+    torch.manual_seed(config.seed)
+    model = VideoModel(model_config).to(memory_format=torch.channels_last)
+    trainer = Trainer(model, config, folder)
+    objective = Objective(model_config)
+    count = len(latents) - HELD_OUT
+
+    def tokenize(prompts):
+        return model.text.tokenizer(prompts) if model.text else None
+
+    def loss(step, generator):
+        rows = torch.randint(count, (config.batch_size,), generator=generator)
+        batch, prompts = latents[rows].float(), [captions[i] for i in rows]
+        backwards = torch.rand(config.batch_size, generator=generator) < 0.5
+        batch = torch.where(backwards.view(-1, 1, 1, 1, 1), batch.flip(1), batch)
+        silent = torch.rand(config.batch_size, generator=generator) < config.text_drop
+        prompts = [
+            "" if drop else reverse(prompt) if back else prompt
+            for prompt, back, drop in zip(prompts, backwards, silent, strict=True)
+        ]
+        u = torch.rand(config.batch_size, generator=generator) ** config.time_power
+        timesteps = (u * 1000).long().clamp(max=999)
+        noise = torch.randn(batch.shape, generator=generator)
+        losses = objective.losses(model, batch, timesteps, noise, tokenize(prompts))
+        bands = timesteps * BANDS // 1000
+        details = {
+            f"loss_band{band}": losses[bands == band].mean().item() for band in range(BANDS) if (bands == band).any()
+        }
+        return losses.mean(), details
+
+    @torch.no_grad()
+    def probe(ema, path):
+        """Held-out losses at a high noise level, with true and with swapped directions, and a sheet of samples."""
+        batch, prompts = latents[count:].float(), captions[count:]
+        noise = torch.randn(batch.shape, generator=torch.Generator().manual_seed(1))
+        timesteps = torch.full((len(batch),), 900)
+        figures = {"held_out": objective.losses(ema, batch, timesteps, noise, tokenize(prompts)).mean().item()}
+        if model.text:
+            swapped = tokenize([reverse(prompt) for prompt in prompts])
+            figures["held_out_swapped"] = objective.losses(ema, batch, timesteps, noise, swapped).mean().item()
+        pipeline = Pipeline(LoadedModel(model_config, ema.network, autoencoder, ema.text))
+        shown, cfg = batch[:4], model_config.cfg if model.text else 1.0
+        context = ema.text.encode([""] * len(shown) * (cfg != 1) + prompts[: len(shown)]) if model.text else None
+        sampled = pipeline.sample(
+            objective.condition(shown), context, frames=batch.shape[1], cfg=cfg, seeds=list(range(len(shown)))
+        )
+        rows = [pipeline.decode(clip) for pair in zip(shown, sampled, strict=True) for clip in pair]
+        images.sheet(torch.cat(rows, -2), path)
+        return figures
+
+    ema = trainer.run(loss, probe)
+    return LoadedModel(model_config, ema.network, autoencoder, ema.text)
+
+
+@torch.no_grad()
+def encode_pool(paths: list[Path], autoencoder: Autoencoder) -> Tensor:
+    """Scaled latents of all clips (n, t, C, h, w) in float16, kept on disk beside the scenes."""
+    digest = hashlib.sha256(b"".join(p.numpy().tobytes() for p in autoencoder.state_dict().values())).hexdigest()[:12]
+    parts = []
+    for path in paths:
+        cached = path.with_name(f"{path.stem}-latents-{digest}.safetensors")
+        if not cached.exists():
+            clips = load_frames([path])
+            frames = clips.flatten(0, 1).split(64)
+            encoded = [autoencoder.encode(f.to(memory_format=torch.channels_last).float() / 255).half() for f in frames]
+            save_file(
+                {"latents": torch.cat(encoded).contiguous().unflatten(0, clips.shape[:2])}, cached.with_suffix(".part")
+            )
+            cached.with_suffix(".part").replace(cached)
+        parts.append(load_file(cached)["latents"])
+    return torch.cat(parts)

@@ -1,0 +1,187 @@
+"""What every training run shares: settings from a TOML file, the optimiser's course, EMA, exact resume, and a log.
+
+Randomness is derived from (seed, step), so a run that was killed and resumed takes the same steps as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import tomllib
+import torch
+from safetensors.torch import load_file, safe_open, save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..errors import MicroCinemaError
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    task: str  # "autoencoder" or "diffusion"
+    model: str  # the configuration that is trained, a name in config.CONFIGS
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup: int = 100
+    cosine_from: float = 0.5  # share of the run after which the learning rate falls to zero
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema: float = 0.998
+    seed: int = 0
+    shards: int = 4  # of drawn scenes, 250 clips each
+    autoencoder: str = ""  # diffusion: the run folder or model file that holds the autoencoder
+    text_drop: float = 0.1
+    time_power: float = 1.0  # diffusion: t = 1000·u^power; below 1 the noisy end is seen more often
+    kl_weight: float = 1e-4
+    crop: int = 64  # autoencoder: side of the training crops
+    log_every: int = 20
+    sheet_every: int = 500
+    save_every: int = 250
+    threads: int = 2
+    workers: int = 2
+
+    @classmethod
+    def read(cls, path: Path, overrides: dict[str, str] | None = None) -> TrainingConfig:
+        """Read a TOML file; `overrides` are values in TOML syntax. Raises MicroCinemaError on what it cannot read."""
+        try:
+            values = tomllib.loads(Path(path).read_text())
+            for key, value in (overrides or {}).items():
+                values |= tomllib.loads(f"{key} = {value}")
+        except OSError as error:
+            raise MicroCinemaError(f"cannot read {path}: {error.strerror}; give a file from configs/") from error
+        except tomllib.TOMLDecodeError as error:
+            raise MicroCinemaError(f"{path} or a --set value is not valid TOML ({error})") from error
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise MicroCinemaError(f"unknown setting {unknown[0]}; known are {', '.join(sorted(known))}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise MicroCinemaError(f"{path} is incomplete: {error}") from error
+
+
+class Trainer:
+    """Runs `loss(step, generator)` to the end of the configuration, saving and resuming in `folder`."""
+
+    def __init__(self, model: nn.Module, config: TrainingConfig, folder: Path):
+        self.model, self.config, self.folder = model, config, folder
+        self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
+        self.step = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.state_path.exists():
+            self._resume()
+
+    @property
+    def state_path(self) -> Path:
+        return self.folder / "state.safetensors"
+
+    def learning_rate(self, step: int) -> float:
+        c = self.config
+        fall = max(0.0, (step / c.steps - c.cosine_from) / max(1 - c.cosine_from, 1e-9))
+        return c.learning_rate * min(1.0, (step + 1) / c.warmup) * 0.5 * (1 + math.cos(math.pi * min(fall, 1.0)))
+
+    def generator(self, step: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+
+    def run(
+        self,
+        loss: Callable[[int, torch.Generator], tuple[torch.Tensor, dict[str, float]]],
+        sheet: Callable[[nn.Module, Path], dict[str, float]] | None = None,
+    ) -> nn.Module:
+        """Train to the end and return the EMA model. A SIGTERM or Ctrl-C saves the state first."""
+        config, started, window = self.config, time.monotonic(), []
+        stop = []
+        previous = {s: signal.signal(s, lambda *_: stop.append(True)) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while self.step < config.steps and not stop:
+                rate = self.learning_rate(self.step)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                value, details = loss(self.step, self.generator(self.step))
+                self.optimizer.zero_grad(set_to_none=True)
+                value.backward()
+                norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+                if not torch.isfinite(norm):
+                    raise MicroCinemaError(
+                        f"the loss is not finite at step {self.step}; lower learning_rate and resume"
+                    )
+                self.optimizer.step()
+                self.ema.update_parameters(self.model)
+                self.step += 1
+                window.append({"loss": value.item(), "grad_norm": norm.item(), **details})
+                if self.step % config.log_every == 0 or self.step == config.steps:
+                    self._log(window, rate, time.monotonic() - started)
+                    window, started = [], time.monotonic()
+                if sheet and (self.step % config.sheet_every == 0 or self.step == config.steps):
+                    figures = sheet(self.ema.module, self.folder / f"sheet-{self.step:06d}.png")
+                    self._write({"step": self.step, **figures})
+                if self.step % config.save_every == 0:
+                    self.save()
+                if stop:
+                    print(f"stopped at step {self.step}; run the same command to go on", flush=True)
+            self.save()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if stop:
+            raise KeyboardInterrupt
+        return self.ema.module
+
+    def _log(self, window, rate, seconds):
+        keys = sorted({key for row in window for key in row})
+        means = {}
+        for key in keys:
+            values = [row[key] for row in window if key in row]
+            means[key] = round(sum(values) / len(values), 6)
+        row = {"step": self.step, **means, "learning_rate": rate, "seconds_per_step": round(seconds / len(window), 4)}
+        self._write(row)
+        print(" ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
+
+    def _write(self, row):
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    # --- exact resume ---
+
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for prefix, module in (("model", self.model), ("ema", self.ema)):
+            for name, tensor in module.state_dict().items():
+                yield f"{prefix}.{name}", tensor
+        for name, parameter in self.model.named_parameters():
+            for key, tensor in self.optimizer.state.get(parameter, {}).items():
+                yield f"adam.{key}.{name}", tensor
+
+    def save(self) -> None:
+        part = self.state_path.with_suffix(".part")
+        tensors = {name: tensor.contiguous() for name, tensor in self._tensors()}
+        save_file(tensors, part, {"step": str(self.step)})
+        part.replace(self.state_path)
+
+    def _resume(self) -> None:
+        try:
+            with safe_open(self.state_path, "pt") as file:
+                self.step = int(file.metadata()["step"])
+            tensors = load_file(self.state_path)
+            for prefix, module in (("model.", self.model), ("ema.", self.ema)):
+                module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        except Exception as error:
+            raise MicroCinemaError(
+                f"{self.state_path} does not fit this run ({error}); delete the folder or choose another with --out"
+            ) from error
+        for name, parameter in self.model.named_parameters():
+            state = {key: tensors[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                     if f"adam.{key}.{name}" in tensors}  # fmt: skip
+            if state:
+                self.optimizer.state[parameter] = state
+        print(f"resumed at step {self.step}", flush=True)

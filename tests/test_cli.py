@@ -1,0 +1,194 @@
+"""The command as a person types it: a clip with the bundled model, and one sentence for every kind of bad input."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from microcinema_core import __version__, checkpoint, video
+from microcinema_core.cli import main
+
+ROOT = Path(__file__).parents[1]
+PHOTO = str(ROOT / "examples" / "photo.jpg")
+PROMPT = "the camera zooms in"
+
+
+def animate(output: Path, *options: str) -> Path:
+    assert main(["animate", PHOTO, "--prompt", PROMPT, "-o", str(output), "--device", "cpu", *options]) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("clip")
+    options = ["--steps", "2", "--seed", "7", "--cfg", "1.5", "--gamma", "-0.01", "--interpolate", "1"]
+    return animate(folder / "clip.mp4", *options, "--sheet", str(folder / "sheet.png"))
+
+
+def test_a_photograph_becomes_a_clip(clip):
+    frames, fps = video.read_video(clip)
+    assert frames.shape == (33, 3, 96, 96)
+    assert fps == 8
+    assert frames.std() > 0.05
+    assert sorted(path.name for path in clip.parent.iterdir()) == ["clip.mp4", "sheet.png"]
+    with Image.open(clip.parent / "sheet.png") as sheet:
+        assert sheet.size == (33 * 96, 96)
+
+
+def test_the_clip_carries_its_settings(clip):
+    assert video.read_metadata(clip)["comment"] == {
+        "prompt": PROMPT, "model": "demo-base", "frames": 9, "steps": 2, "cfg": 1.5, "lambda": 0.03, "gamma": -0.01,
+        "churn": 0.0, "seed": 7, "width": 96, "height": 96, "fps": 2.0, "interpolate": 1, "version": __version__,
+    }  # fmt: skip
+
+
+def test_the_same_seed_gives_the_same_file(tmp_path):
+    first, again = (animate(tmp_path / name, "--steps", "2", "--seed", "1") for name in ("a.mp4", "b.mp4"))
+    other = animate(tmp_path / "c.mp4", "--steps", "2", "--seed", "2")
+    assert first.read_bytes() == again.read_bytes()
+    assert not torch.equal(video.read_video(first)[0], video.read_video(other)[0])
+
+
+def test_frames_fps_and_size(tmp_path):
+    path = animate(tmp_path / "a.webm", "--steps", "1", "--frames", "5", "--fps", "3", "--size", "128x64")
+    frames, fps = video.read_video(path)
+    assert frames.shape == (5, 3, 64, 128) and fps == 3
+
+
+def test_interpolate_a_video(clip, tmp_path):
+    before, fps = video.read_video(clip)
+    output = tmp_path / "out.mp4"
+    assert main(["interpolate", str(clip), "-o", str(output), "--steps", "1", "--device", "cpu"]) == 0
+    after, fps_after = video.read_video(output)
+    assert len(after) == 4 * (len(before) - 1) + 1 and fps_after == 4 * fps
+    assert (after[::4] - before).abs().mean() < 0.02  # its own frames stay, but for encoding them twice
+
+
+def test_a_word_the_model_does_not_know_is_a_warning(tmp_path, capsys):
+    output = tmp_path / "a.mp4"
+    assert main(["animate", PHOTO, "--prompt", f"{PROMPT} xylophone", "-o", str(output), "--steps", "1"]) == 0
+    [warning] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("microcinema:")]
+    assert "warning" in warning and "'xylophone'" in warning and "zooms" in warning.partition("knows")[2]
+    assert output.exists()
+
+
+def test_info(capsys):
+    assert main(["info", "--config", "base", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["config"]["steps"] == 50 and told["config"]["cfg"] == 7.5
+    assert told["parameters"]["network"] == pytest.approx(2.0e9, rel=0.02)
+    assert main(["info"]) == 0
+    assert "demo-base: 9 frames" in capsys.readouterr().out
+
+
+def test_interrupted_leaves_no_file(tmp_path):
+    command = [sys.executable, "-m", "microcinema_core", "animate", PHOTO, "--prompt", PROMPT, "--steps", "1000"]
+    with subprocess.Popen([*command, "-o", tmp_path / "a.mp4"], cwd=ROOT, stderr=subprocess.PIPE) as process:
+        started = process.stderr.read(1)  # the progress bar
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read().decode()
+    assert started and process.returncode == 130
+    assert rest.splitlines()[-1] == "microcinema: interrupted" and "Traceback" not in rest
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD_ANIMATE = {
+    # options after "animate": words of the message
+    "missing.jpg": ["missing.jpg", "does not exist"],
+    "broken.jpg": ["broken.jpg", "broken", "PNG or JPEG"],
+    "folder": ["folder", "is a folder"],
+    "PHOTO --size 100x96": ["100x96", "multiples of 8", "--size 96x96"],
+    "PHOTO --size 8x8": ["8x8", "from 32 on", "--size 32x32"],
+    "PHOTO --size 0x96": ["--size", "96x96"],
+    "PHOTO --size 96": ["--size", "96x96"],
+    "PHOTO --size -96x96": ["--size"],
+    "PHOTO --frames 0": ["--frames", "'0'", "from 2"],
+    "PHOTO --frames 1": ["--frames", "'1'", "from 2"],
+    "PHOTO --frames 2.5": ["--frames", "'2.5'", "whole number"],
+    "PHOTO --steps 0": ["--steps", "'0'", "from 1"],
+    "PHOTO --steps -3": ["--steps", "'-3'", "from 1"],
+    "PHOTO --interpolate 3": ["--interpolate", "'3'", "from 0 to 2"],
+    "PHOTO --cfg nan": ["--cfg", "'nan'", "number"],
+    "PHOTO --cfg inf": ["--cfg", "'inf'", "number"],
+    "PHOTO --lambda nan": ["--lambda", "'nan'", "number"],
+    "PHOTO --gamma 1e999": ["--gamma", "'1e999'", "number"],
+    "PHOTO --churn -1": ["--churn", "'-1'", "number"],
+    "PHOTO --fps 0": ["--fps", "'0'", "number"],
+    "PHOTO --fps nan": ["--fps", "'nan'", "number"],
+    "PHOTO --seed -1": ["--seed", "'-1'", "whole number from 0"],
+    "PHOTO --seed x": ["--seed", "'x'", "whole number"],
+    "PHOTO --device nowhere": ["nowhere", "choose auto or cpu"],
+    "PHOTO --model nobody": ["nobody", "demo-base", "demo-interpolation"],
+    "PHOTO --model demo-interpolation": ["demo-interpolation", "microcinema interpolate", "demo-base"],
+    "PHOTO --model truncated.safetensors": ["truncated"],
+    "PHOTO --model foreign.safetensors": ["foreign"],
+    "PHOTO --prompt xylophone": ["'xylophone'", "knows", "zooms"],
+    "PHOTO --sheet sheet.jpg": ["sheet.jpg", ".png"],
+    "PHOTO --sheet nowhere/sheet.png": ["nowhere", "does not exist", "create it"],
+    "PHOTO -o clip.avi": ["clip.avi", ".mp4"],
+    "PHOTO -o nowhere/clip.mp4": ["nowhere", "does not exist", "create it"],
+    "PHOTO -o folder.mp4": ["folder.mp4", "is a folder"],
+    "PHOTO -o broken.jpg/clip.mp4": ["broken.jpg", "does not exist"],
+    "PHOTO -o clip.gif --fps 20 --interpolate 1": ["clip.gif", "50 frames per second", "lower the fps"],
+    "PHOTO --nonsense": ["--nonsense", "--help"],
+}
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """The current folder, with files that are not what their names promise."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.jpg").write_bytes(Path(PHOTO).read_bytes()[:500])
+    (tmp_path / "truncated.safetensors").write_bytes(checkpoint.resolve("demo-base").read_bytes()[:5000])
+    (tmp_path / "foreign.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.mp4").mkdir()
+    return tmp_path
+
+
+def assert_one_sentence(capsys, command: list[str], words: list[str], folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    assert main(command) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("microcinema: ") and err.count("\n") == 1 and err.endswith("\n")
+    assert [word for word in words if word not in err] == []
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("options", BAD_ANIMATE)
+def test_bad_input_ends_with_one_sentence(workplace, capsys, options):
+    command = ["animate", "-o", "clip.mp4", "--prompt", PROMPT]
+    command += [PHOTO if word == "PHOTO" else word for word in options.split()]
+    assert_one_sentence(capsys, command, BAD_ANIMATE[options], workplace)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("", ["COMMAND", "--help"]),
+        ("nonsense", ["nonsense"]),
+        ("animate photo.jpg -o clip.mp4", ["--prompt"]),
+        ("interpolate missing.mp4 -o clip.mp4", ["missing.mp4", "does not exist"]),
+        ("interpolate broken.jpg -o clip.mp4", ["broken.jpg"]),
+        ("interpolate one.gif -o clip.mp4", ["one.gif", "1 frame"]),
+        ("interpolate odd.gif -o clip.mp4", ["100x50", "--size 96x48"]),
+        ("interpolate odd.gif -o clip.mp4 --passes 0", ["--passes", "'0'"]),
+        ("interpolate odd.gif -o clip.mp4 --size 96x64 --model demo-base", ["demo-base", "demo-interpolation"]),
+        ("info nobody", ["nobody", "demo-base"]),
+        ("info --config nobody", ["nobody", "demo-base"]),
+        ("train missing.toml", ["missing.toml", "does not exist"]),
+        ("train missing.toml --set steps", ["--set", "key=value"]),
+        ("evaluate nobody", ["nobody", "demo-base"]),
+        ("evaluate --scenes 0", ["--scenes", "'0'"]),
+    ],
+)
+def test_bad_input_of_the_other_commands(workplace, capsys, command, words):
+    video.write_video("one.gif", torch.rand(1, 3, 48, 96), 2)
+    video.write_video("odd.gif", torch.rand(3, 3, 50, 100), 2)
+    assert_one_sentence(capsys, command.split(), words, workplace)
