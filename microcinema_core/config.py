@@ -1,4 +1,4 @@
-"""Every model of this package is one of these dataclasses: the paper's two (supplement Table 3) and the two bundled demo models.
+"""Every model of this package is one of these: the paper's two (supplement Table 3) and the two bundled demo models.
 
 A configuration travels in the header of the checkpoint it describes, as JSON.
 """
@@ -45,7 +45,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The image&text-to-video UNet. The defaults are the paper's base model: SD2.1's UNet, inflated (2.0 B parameters)."""
+    """The image&text-to-video UNet. The defaults are the paper's base model: SD2.1's UNet, inflated (2.0 B)."""
 
     latent_channels: int = 4
     model_channels: int = 320
@@ -118,7 +118,7 @@ _DEMO_AUTOENCODER = AutoencoderConfig(
     pixel_shuffle=True,
 )
 _DEMO_NETWORK = NetworkConfig(
-    latent_channels=16, model_channels=32, channel_multipliers=(1, 2, 3), res_blocks=1, attention_levels=(1, 2),
+    latent_channels=16, model_channels=64, channel_multipliers=(1, 1, 1), res_blocks=1, attention_levels=(1, 2),
     head_channels=32, norm_groups=4, context_dim=128, scale_shift_norm=True, motion_embedding=True,
 )  # fmt: skip
 
@@ -134,7 +134,7 @@ DEMO_BASE = ModelConfig(
 DEMO_INTERPOLATION = replace(
     DEMO_BASE, name="demo-interpolation", text=None, fps=8.0, cfg=1.0,
     network=replace(
-        _DEMO_NETWORK, channel_multipliers=(1, 2), attention_levels=(1,), context_dim=None, frames=5, condition="ends",
+        _DEMO_NETWORK, channel_multipliers=(1, 1), attention_levels=(1,), context_dim=None, frames=5, condition="ends",
         motion_embedding=False,
     ),
 )  # fmt: skip

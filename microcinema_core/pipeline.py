@@ -103,7 +103,7 @@ class Pipeline:
             for start in range(0, windows, 4):
                 ends = torch.stack((frames[:-1], frames[1:]), 1)[start : start + 4]
                 seeds = [(seed * 1_000_003 + index) * 1_000_003 + start + i for i in range(len(ends))]
-                report = progress and (lambda step, _, n=len(ends), base=done: progress(base + step * n, total))
+                report = progress and _offset(progress, done, len(ends), total)
                 out += [*self._between(ends, steps, seeds, report)]
                 done += len(ends) * steps
             frames = torch.cat(out)
@@ -166,3 +166,8 @@ class Pipeline:
             raise MicroCinemaError(
                 f"model '{self.config.name}' {kind[self.config.network.condition]}: choose one that {kind[condition]}"
             )
+
+
+def _offset(progress: Progress, done: int, windows: int, total: int) -> Progress:
+    """Progress of one batch of windows, told as progress of the whole."""
+    return lambda step, _: progress(done + step * windows, total)

@@ -1,7 +1,8 @@
 """The layers in which the frames of a clip meet. All end in a zero-initialised layer: at first they change nothing.
 
-Rows are frames folded into the batch, (clips · frames, C, h, w). In channels_last that memory is (clips, frames, h·w, C)
-and so is a channels_last picture (clips, C, frames, h·w): one view, no copy, makes the time axis a picture's height.
+Rows are frames folded into the batch, (clips · frames, C, h, w). In channels_last that memory is
+(clips, frames, h·w, C), and so is a channels_last picture (clips, C, frames, h·w): one view, no copy, makes the time
+axis a picture's height.
 """
 
 from __future__ import annotations

@@ -122,8 +122,8 @@ class MicroCinemaUNet(SpatialUNet):
         return self.temporal_transformers[layer.index](layer(h, context), clips.frames)
 
     def _embed_motion(self, context: Tensor, frames: int) -> Tensor:
-        """τ·A(p) + τ²·B(p), (b·t, E): p the mean text token, τ the frame's signed offset from the centre, ±1 at the ends
-        of a clip of the length the model was trained at. It hands the network the sign of time, which it otherwise
+        """τ·A(p) + τ²·B(p), (b·t, E): p the mean text token, τ the frame's signed offset from the centre, ±1 at the
+        ends of a clip of the length the model was trained at. It hands the network the sign of time, which it otherwise
         learns late: without it, 'left' and 'right' cost the same loss for long."""
         half = max(self.config.frames - 1, 1) / 2
         tau = ((torch.arange(frames, device=context.device) - (frames - 1) / 2) / half).to(context.dtype)[:, None]
