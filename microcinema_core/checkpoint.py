@@ -82,7 +82,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torc
     parts: dict[str, nn.Module | None] = {NETWORK: network, AUTOENCODER: None, TEXT: None}
     if any(key.startswith(AUTOENCODER) for key in tensors):
         parts[AUTOENCODER] = Autoencoder(config.autoencoder)
-    if any(key.startswith(TEXT) for key in tensors):
+    if config.text and any(key.startswith(TEXT) for key in tensors):
         parts[TEXT] = TextEncoder(config.text)
     for prefix, module in parts.items():
         if module is None:
@@ -111,4 +111,7 @@ def save_model(path: Path, model: LoadedModel, dtype: torch.dtype = torch.float1
         "format": FORMAT, "format_version": FORMAT_VERSION, "config": json.dumps(model.config.to_json()),
     }  # fmt: skip
     with whole_file(path) as part:
-        save_file(tensors, part, metadata)
+        try:
+            save_file(tensors, part, metadata)
+        except SafetensorError as error:  # its name for a full disk or a missing folder
+            raise OSError(error) from error

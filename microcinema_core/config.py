@@ -6,7 +6,7 @@ A configuration travels in the header of the checkpoint it describes, as JSON.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class NetworkConfig:
     frames: int = 9  # the clip length it is trained at; others run
     condition: Literal["centre", "ends"] = "centre"
     scale_shift_norm: bool = False  # the time embedding scales and shifts, instead of only shifting as in SD
+    around_condition: bool = False  # the layers predict the v of what differs from the condition, not of all of it
     motion_embedding: bool = False  # adds τ·A(text) + τ²·B(text) to the time embedding, τ = signed frame offset
 
 
@@ -102,11 +103,25 @@ def _build(cls, data, where):
             value = _build(nested, value, key)
         elif isinstance(value, list):
             value = tuple(value)
+        if not fits(value, hints[key]):
+            raise ValueError(f"{where} cannot have {key} = {value!r}")
         values[key] = value
     try:
         return cls(**values)
     except TypeError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON or TOML, lists as tuples, is of a field's type. A whole number may be a float."""
+    choices = get_args(hint)
+    if get_origin(hint) is Literal:
+        return value in choices
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(fits(item, choices[0]) for item in value)
+    if choices:  # a union
+        return any(fits(value, choice) for choice in choices)
+    return type(value) is hint or (hint is float and type(value) is int)
 
 
 _DEMO_AUTOENCODER = AutoencoderConfig(
@@ -119,7 +134,8 @@ _DEMO_AUTOENCODER = AutoencoderConfig(
 )
 _DEMO_NETWORK = NetworkConfig(
     latent_channels=16, model_channels=64, channel_multipliers=(1, 1, 1), res_blocks=1, attention_levels=(1, 2),
-    head_channels=32, norm_groups=4, context_dim=128, scale_shift_norm=True, motion_embedding=True,
+    head_channels=32, norm_groups=4, context_dim=128, scale_shift_norm=True, around_condition=True,
+    motion_embedding=True,
 )  # fmt: skip
 
 BASE = ModelConfig(name="base")

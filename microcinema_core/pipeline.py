@@ -104,7 +104,7 @@ class Pipeline:
                 ends = torch.stack((frames[:-1], frames[1:]), 1)[start : start + 4]
                 seeds = [(seed * 1_000_003 + index) * 1_000_003 + start + i for i in range(len(ends))]
                 report = progress and _offset(progress, done, len(ends), total)
-                out += [*self._between(ends, steps, seeds, report)]
+                out.append(self._between(ends, steps, seeds, report))
                 done += len(ends) * steps
             frames = torch.cat(out)
         return frames

@@ -25,9 +25,16 @@ class NoiseSchedule:
         alphas = self.alphas_cumprod[timesteps]
         return alphas.sqrt().float(), (1 - alphas).sqrt().float()
 
+    def noise_level(self, timesteps: Tensor) -> Tensor:
+        """√(1−ᾱ) in float32 for timesteps that may be fractional, as samplers give them, on their device."""
+        below = timesteps.double().clamp(0, self.steps - 1).cpu()
+        low = below.floor().long().clamp(max=self.steps - 2)
+        log_sigma = torch.lerp(self.sigmas[low].log(), self.sigmas[low + 1].log(), below - low)
+        return (log_sigma.exp() / (1 + (2 * log_sigma).exp()).sqrt()).float().to(timesteps.device)
+
     def sigmas_for(self, steps: int) -> Tensor:
         """The paper's spacing: σ at `steps` timesteps evenly down from 999, then 0; float32 (steps + 1,)."""
-        timesteps = torch.tensor([int((self.steps - 1) * (1 - i / steps)) for i in range(steps)])
+        timesteps = torch.tensor([(self.steps - 1) * (steps - i) // steps for i in range(steps)])
         return torch.cat((self.sigmas[timesteps], torch.zeros(1))).float()
 
     def timestep(self, sigma: Tensor) -> Tensor:

@@ -15,10 +15,12 @@ from .spatial import SpatialUNet
 class Condition:
     """A condition of k pictures (1: the centre frame; 2: first and last frame), encoded for every step of a run.
 
+    latents: (clips, k, C, h, w), what was encoded.
     planes: (clips, k, C, h, w), the condition's share of the first convolution's output.
     modulations: for each ResBlock, in the order they run, scale = 1 + γ(f) and shift = β(f), each (clips, k, C, h, w).
     """
 
+    latents: Tensor
     planes: Tensor
     modulations: list[tuple[Tensor, Tensor]]
 

@@ -107,8 +107,10 @@ class TextEncoder(nn.Module):
 
 def clip_config(config: TextConfig) -> CLIPTextConfig:
     """transformers' configuration of the tower; layers that are skipped at the end are not built."""
+    # Ids of word_tokenizer's marks, or else CLIP's own.
+    marks = {"bos_token_id": 1, "eos_token_id": 2} if config.tokenizer else {}
     return CLIPTextConfig(
         vocab_size=config.vocabulary_size, hidden_size=config.width, intermediate_size=4 * config.width,
         num_hidden_layers=config.layers - config.skip_last, num_attention_heads=config.heads,
-        max_position_embeddings=config.max_tokens, hidden_act="gelu", projection_dim=config.width,
+        max_position_embeddings=config.max_tokens, hidden_act="gelu", projection_dim=config.width, **marks,
     )  # fmt: skip

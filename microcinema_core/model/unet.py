@@ -16,10 +16,13 @@ from torch import Tensor, nn
 
 from ..config import NetworkConfig
 from ..errors import MicroCinemaError
+from ..schedule import NoiseSchedule
 from .appearance import AppearNet, Condition, spread
 from .layers import zero
 from .spatial import SpatialUNet, heads_of
 from .temporal import TemporalConv, TemporalTransformer
+
+_SCHEDULE = NoiseSchedule()
 
 
 @dataclass
@@ -78,7 +81,7 @@ class MicroCinemaUNet(SpatialUNet):
         for injection, feature in zip(self.appearance_injections, self.appearance(pictures), strict=True):
             gamma, beta = injection(feature).unflatten(0, (clips, k)).chunk(2, dim=2)
             modulations.append((1 + gamma, beta))
-        return Condition(self.condition_in(pictures).unflatten(0, (clips, k)), modulations)
+        return Condition(latents, self.condition_in(pictures).unflatten(0, (clips, k)), modulations)
 
     def forward(
         self,
@@ -113,7 +116,21 @@ class MicroCinemaUNet(SpatialUNet):
         h = self.input_blocks[0][0](x)
         h = (h.view(-1, *planes.shape) + planes).flatten(0, 2)
         modulations = [(spread(scale, frames), spread(shift, frames)) for scale, shift in condition.modulations]
-        return self.out(self.walk(h, emb, context, _Clips(frames, modulations)))
+        out = self.out(self.walk(h, emb, context, _Clips(frames, modulations)))
+        if self.config.around_condition:
+            out = out - self._still_part(timesteps, condition.latents, frames, out)
+        return out
+
+    def _still_part(self, timesteps: Tensor, latents: Tensor, frames: int, out: Tensor) -> Tensor:
+        """√(1−ᾱ)·z̄, z̄ the condition spread over the frames: v of a clip is that of its difference from z̄, less this.
+
+        v = √ᾱ·noise − √(1−ᾱ)·z_0 with z_0 = z̄ + r. An untrained network so predicts a clip that stands still (or a
+        blend of its ends), and backgrounds and the centre frame cost it nothing.
+        """
+        still = spread(latents, frames)
+        level = _SCHEDULE.noise_level(timesteps).to(out)
+        level = level.repeat_interleave(out.shape[0] // level.shape[0]).view(-1, still.shape[0], frames, 1, 1, 1)
+        return (level * still).flatten(0, 2)
 
     def run_res(self, layer, h, emb, clips):
         return self.temporal_convs[layer.index](layer(h, emb, clips.modulations[layer.index]), clips.frames)

@@ -153,7 +153,7 @@ def encode_pool(paths: list[Path], autoencoder: Autoencoder) -> Tensor:
         cached = path.with_name(f"{path.stem}-latents-{digest}.safetensors")
         if not cached.exists():
             clips = load_frames([path])
-            frames = clips.flatten(0, 1).split(64)
+            frames = clips.flatten(0, 1).split(8)
             encoded = [autoencoder.encode(f.to(memory_format=torch.channels_last).float() / 255).half() for f in frames]
             save_file(
                 {"latents": torch.cat(encoded).contiguous().unflatten(0, clips.shape[:2])}, cached.with_suffix(".part")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import get_type_hints
 
 import tomllib
 import torch
@@ -19,7 +20,10 @@ from safetensors.torch import load_file, safe_open, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..config import fits
 from ..errors import MicroCinemaError
+
+_KINDS = {int: "a whole number above 0", float: "a number", str: "a text in quotes"}
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,16 @@ class TrainingConfig:
                 values |= tomllib.loads(f"{key} = {value}")
         except OSError as error:
             raise MicroCinemaError(f"cannot read {path}: {error.strerror}; give a file from configs/") from error
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:  # no TOML, or no text at all
             raise MicroCinemaError(f"{path} or a --set value is not valid TOML ({error})") from error
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise MicroCinemaError(f"unknown setting {unknown[0]}; known are {', '.join(sorted(known))}")
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        for key, value in values.items():
+            kind = get_type_hints(cls)[key]
+            if not fits(value, kind) or (kind is int and value < 1 and key != "seed"):
+                raise MicroCinemaError(f"{key} cannot be {value!r}: give {_KINDS.get(kind, 'a list of numbers')}")
         try:
             return cls(**values)
         except TypeError as error:
@@ -176,8 +185,9 @@ class Trainer:
             for prefix, module in (("model.", self.model), ("ema.", self.ema)):
                 module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         except Exception as error:
+            problem = str(error).splitlines()[-1].strip()
             raise MicroCinemaError(
-                f"{self.state_path} does not fit this run ({error}); delete the folder or choose another with --out"
+                f"{self.state_path} does not fit this run ({problem}); delete the folder or choose another with --out"
             ) from error
         for name, parameter in self.model.named_parameters():
             state = {key: tensors[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")

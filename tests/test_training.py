@@ -1,0 +1,305 @@
+"""Training can be killed and resumed without a trace, says what it does in its log, and ends in a model file."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from microcinema_core.checkpoint import LoadedModel, load_model, save_model
+from microcinema_core.config import DEMO_BASE
+from microcinema_core.errors import MicroCinemaError
+from microcinema_core.model import MicroCinemaUNet
+from microcinema_core.model.autoencoder import Autoencoder
+from microcinema_core.training import autoencoder as autoencoder_training
+from microcinema_core.training import data, diffusion, trainer
+from microcinema_core.training.loop import Trainer, TrainingConfig
+
+ROOT = Path(__file__).parents[1]
+CONFIG = TrainingConfig(
+    task="diffusion", model="tiny", steps=6, batch_size=2, learning_rate=1e-2, warmup=2, shards=1, ema=0.9,
+    log_every=2, sheet_every=6, save_every=2, threads=1, workers=1,
+)  # fmt: skip
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def same_files(first, second):
+    a, b = load_file(first), load_file(second)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# --- the loop, with a model of one layer ---
+
+
+def small_run(folder, config=CONFIG, at=lambda step: None):
+    """Teach a layer to copy; `at` is called with each step. Returns the trainer and the parameters after each step."""
+    torch.manual_seed(0)
+    loop, course = Trainer(nn.Linear(4, 4), config, folder), []
+
+    def loss(step, generator):
+        course.append(torch.cat([p.detach().flatten().clone() for p in loop.model.parameters()]))
+        at(step)
+        x = torch.randn(8, 4, generator=generator)
+        return (loop.model(x) - x).square().mean(), {}
+
+    loop.run(loss)
+    course.append(torch.cat([p.detach().flatten().clone() for p in loop.model.parameters()]))
+    return loop, course[1:]
+
+
+def test_learning_rate_rises_stays_and_falls_to_zero(tmp_path):
+    config = replace(CONFIG, steps=100, warmup=10, cosine_from=0.5, learning_rate=2.0)
+    rate = Trainer(nn.Linear(1, 1), config, tmp_path).learning_rate
+    assert [rate(step) for step in (0, 4, 9, 30, 50)] == pytest.approx([0.2, 1.0, 2.0, 2.0, 2.0])
+    assert rate(75) == pytest.approx(1.0)
+    assert rate(62.5) == pytest.approx(1 + math.cos(math.pi / 4))
+    assert rate(100) == pytest.approx(0, abs=1e-9)
+
+
+def test_optimiser_follows_the_learning_rate(tmp_path):
+    loop, _ = small_run(tmp_path)
+    logged = [row["learning_rate"] for row in log_of(tmp_path)]
+    assert logged == pytest.approx([loop.learning_rate(step) for step in (1, 3, 5)])
+    assert loop.optimizer.param_groups[0]["lr"] == pytest.approx(loop.learning_rate(5))
+
+
+def test_average_forgets_exponentially(tmp_path):
+    loop, course = small_run(tmp_path)
+    average = course[0]
+    for parameters in course[1:]:
+        average = 0.9 * average + 0.1 * parameters
+    found = torch.cat([p.flatten() for p in loop.ema.module.parameters()])
+    assert torch.allclose(found, average, atol=1e-6)
+    assert not torch.allclose(found, course[-1], atol=1e-4)
+
+
+def test_loss_falls(tmp_path):
+    small_run(tmp_path, replace(CONFIG, steps=40, learning_rate=0.03, log_every=10))
+    rows = log_of(tmp_path)
+    assert [row["step"] for row in rows] == [10, 20, 30, 40]
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    assert rows[0].keys() >= {"grad_norm", "seconds_per_step"}
+
+
+def test_a_signal_saves_the_step_and_the_handlers_come_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        small_run(tmp_path, at=lambda step: step == 2 and os.kill(os.getpid(), signal.SIGTERM))
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    assert Trainer(nn.Linear(4, 4), CONFIG, tmp_path).step == 3
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    _, course = small_run(tmp_path)
+    _, again = small_run(tmp_path)
+    assert len(course) == 6 and again == []
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_does_harm(tmp_path):
+    loop = Trainer(nn.Linear(4, 4), CONFIG, tmp_path)
+    weight = loop.model.weight.detach().clone()
+    with pytest.raises(MicroCinemaError, match="not finite at step 0.*learning_rate"):
+        loop.run(lambda step, generator: (loop.model(torch.full((1, 4), math.nan)).sum(), {}))
+    assert torch.equal(loop.model.weight, weight) and not loop.state_path.exists()
+
+
+def test_a_state_of_another_model_is_named(tmp_path):
+    small_run(tmp_path)
+    with pytest.raises(MicroCinemaError, match="state.safetensors does not fit this run .*size mismatch.*--out"):
+        Trainer(nn.Linear(5, 5), CONFIG, tmp_path)
+    (tmp_path / "state.safetensors").write_bytes(b"half")
+    with pytest.raises(MicroCinemaError, match="does not fit this run"):
+        Trainer(nn.Linear(4, 4), CONFIG, tmp_path)
+
+
+# --- the diffusion model ---
+
+
+class PowerCut(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_config, tiny_ends_config, tiny_model, tmp_path_factory):
+    """Runs of one tiny configuration over one pool of 20 scenes: `run(name, at)` calls `at` at every step."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def run(name, at=lambda step: None, kind="centre"):
+        losses, steps = diffusion.Objective.losses, []
+
+        def watched(objective, model, *arguments):
+            if not steps or model is steps[0]:  # the model that is trained, not its average that is probed
+                at(len(steps))
+                steps.append(model)
+            return losses(objective, model, *arguments)
+
+        model_config = tiny_config if kind == "centre" else tiny_ends_config
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(data, "CLIPS_PER_SHARD", 20)
+            patch.setattr(diffusion.Objective, "losses", watched)
+            result = diffusion.train_diffusion(CONFIG, model_config, tiny_model.autoencoder, root / name, root / kind)
+        return root / name, result
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(runs):
+    return runs("whole")
+
+
+def test_resumed_after_a_signal_it_is_the_run_that_was_never_stopped(runs, whole):
+    with pytest.raises(KeyboardInterrupt):
+        runs("stopped", at=lambda step: step == 2 and os.kill(os.getpid(), signal.SIGTERM))
+    folder, resumed = runs("stopped")
+    assert same_files(folder / "state.safetensors", whole[0] / "state.safetensors")
+    expected = whole[1].network.state_dict()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in resumed.network.state_dict().items())
+
+
+def test_resumed_after_a_power_cut_it_is_the_run_that_was_never_cut(runs, whole):
+    def at(step):
+        if step == 3:
+            raise PowerCut  # state was saved at step 2
+
+    with pytest.raises(PowerCut):
+        runs("cut", at)
+    folder, _ = runs("cut")
+    assert same_files(folder / "state.safetensors", whole[0] / "state.safetensors")
+
+
+def test_training_moves_every_part_of_the_model(whole):
+    state = load_file(whole[0] / "state.safetensors")
+    moments = {key: tensor for key, tensor in state.items() if key.startswith("adam.exp_avg_sq.")}
+    assert all(f"adam.exp_avg_sq.{name}" in moments for name in ("network.out.2.weight", "network.condition_in.weight"))
+    for part in ("network.temporal_convs", "network.temporal_transformers", "network.appearance_injections", "text."):
+        assert any(tensor.any() for key, tensor in moments.items() if f".{part}" in key), part
+
+
+def test_log_has_noise_bands_and_the_swapped_caption(whole):
+    rows = log_of(whole[0])
+    assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6]
+    assert {key for row in rows for key in row if key.startswith("loss_band")} >= {"loss_band0", "loss_band3"}
+    probes = [row for row in rows if "held_out" in row]
+    assert [row["step"] for row in probes] == [6]
+    assert probes[-1]["held_out"] != probes[-1]["held_out_swapped"]
+    assert sorted(path.name for path in whole[0].glob("*.png")) == ["sheet-000006.png"]
+
+
+def test_interpolation_trains_without_text(runs):
+    folder, result = runs("between", kind="ends")
+    assert result.text is None and result.config.network.condition == "ends"
+    assert "held_out_swapped" not in log_of(folder)[-1] and "held_out" in log_of(folder)[-1]
+
+
+# --- the autoencoder ---
+
+
+def test_autoencoder_run_ends_with_unit_variance_latents(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "CLIPS_PER_SHARD", 20)
+    config = replace(CONFIG, steps=2, crop=16, sheet_every=2, kl_weight=1e-6, learning_rate=1e-5)
+    model_config = replace(DEMO_BASE, width=32, height=32)
+    model = autoencoder_training.train_autoencoder(config, model_config, tmp_path / "run", tmp_path / "scenes")
+    frames = data.load_frames(sorted((tmp_path / "scenes").iterdir()))[:-8, 0].float() / 255
+    latents = model.encode(frames)
+    assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(16), atol=1e-2)
+    assert torch.allclose(latents.std((0, 2, 3)), torch.ones(16), atol=1e-2)
+    rows = log_of(tmp_path / "run")
+    assert rows[0].keys() >= {"psnr", "kl"} and rows[1]["held_out_psnr"] > 10
+
+
+# --- settings ---
+
+GOOD = 'task = "diffusion"\nmodel = "demo-base"\nsteps = 3\nbatch_size = 1\nlearning_rate = 1e-3\n'
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_repositorys_configurations_can_be_read(path):
+    assert TrainingConfig.read(path, {"steps": "20", "autoencoder": '"x"'}).steps == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "words"),
+    [
+        (GOOD + "colour = 1", {}, ["unknown setting colour", "batch_size"]),
+        (GOOD, {"colour": "1"}, ["unknown setting colour", "batch_size"]),
+        (GOOD + "steps", {}, ["run.toml", "not valid TOML"]),
+        (GOOD, {"steps": "many"}, ["run.toml", "not valid TOML"]),
+        (GOOD, {"steps": '"many"'}, ["steps", "'many'"]),
+        (GOOD, {"batch_size": "2.5"}, ["batch_size", "2.5"]),
+        (GOOD, {"batch_size": "0"}, ["batch_size", "0"]),
+        (GOOD, {"warmup": "0"}, ["warmup", "0"]),
+        (GOOD.replace("batch_size", "shards"), {}, ["run.toml", "batch_size"]),
+        (b"\xff\xd8\xff\xe0", {}, ["run.toml", "not valid TOML"]),
+        (None, {}, ["run.toml", "No such file", "configs/"]),
+    ],
+)
+def test_bad_settings_are_named(tmp_path, text, overrides, words):
+    path = tmp_path / "run.toml"
+    if text is not None:
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(MicroCinemaError) as caught:
+        TrainingConfig.read(path, overrides)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"model": '"nobody"'}, ["nobody", "demo-base"]),
+        ({"task": '"cooking"'}, ["cooking", '"autoencoder" or "diffusion"']),
+        ({"autoencoder": '"missing.safetensors"'}, ["missing.safetensors", "demo-autoencoder.toml"]),
+    ],
+)
+def test_runs_that_cannot_start_say_why(tmp_path, setting, words):
+    (tmp_path / "run.toml").write_text(GOOD)
+    with pytest.raises(MicroCinemaError) as caught:
+        trainer.main(tmp_path / "run.toml", tmp_path / "run", setting)
+    assert all(word in str(caught.value) for word in words)
+
+
+# --- the command ---
+
+
+def test_the_command_is_stopped_and_goes_on_to_a_model(tmp_path, monkeypatch):
+    """20 steps of the demo model at its true size, on a shard that is drawn beforehand and small."""
+    monkeypatch.setattr(data, "CLIPS_PER_SHARD", 18)
+    data.draw_pool(tmp_path / "scenes", 1, DEMO_BASE.network.frames, DEMO_BASE.width, False, workers=1)
+    autoencoder = LoadedModel(DEMO_BASE, MicroCinemaUNet(DEMO_BASE.network), Autoencoder(DEMO_BASE.autoencoder), None)
+    save_model(tmp_path / "autoencoder.safetensors", autoencoder)
+    out = tmp_path / "run"
+    settings = {"autoencoder": '"autoencoder.safetensors"', "steps": 20, "batch_size": 1, "shards": 1, "log_every": 1}
+    settings |= {"warmup": 5, "threads": 1, "workers": 1}
+    command = [sys.executable, "-m", "microcinema_core", "train", "configs/demo-base.toml", "--out", str(out)]
+    command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "log.jsonl").exists() or len(log_of(out)) < 6:
+        assert running.poll() is None and time.monotonic() < deadline, running.communicate()[0]
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    said = running.communicate(timeout=60)[0]
+    assert running.returncode == 130 and "run the same command to go on" in said, said
+    assert not (out / "demo-base.safetensors").exists()
+
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    assert "resumed at step" in finished.stdout
+    assert [row["step"] for row in log_of(out) if "loss" in row] == list(range(1, 21))
+    assert log_of(out)[-1].keys() >= {"held_out", "held_out_swapped"}
+    model = load_model(out / "demo-base.safetensors")
+    assert model.text.tokenizer.unknown_words("a red star moves left") == []
+    assert model.autoencoder is not None
