@@ -59,7 +59,7 @@ class NetworkConfig:
     frames: int = 9  # the clip length it is trained at; others run
     condition: Literal["centre", "ends"] = "centre"
     scale_shift_norm: bool = False  # the time embedding scales and shifts, instead of only shifting as in SD
-    around_condition: bool = False  # the layers predict the v of what differs from the condition, not of all of it
+    residual_std: float | None = None  # v only: the layers predict what differs from the condition; its size in latents
     motion_embedding: bool = False  # adds τ·A(text) + τ²·B(text) to the time embedding, τ = signed frame offset
 
 
@@ -134,7 +134,7 @@ _DEMO_AUTOENCODER = AutoencoderConfig(
 )
 _DEMO_NETWORK = NetworkConfig(
     latent_channels=16, model_channels=64, channel_multipliers=(1, 1, 1), res_blocks=1, attention_levels=(1, 2),
-    head_channels=32, norm_groups=4, context_dim=128, scale_shift_norm=True, around_condition=True,
+    head_channels=32, norm_groups=4, context_dim=128, scale_shift_norm=True, residual_std=0.5,
     motion_embedding=True,
 )  # fmt: skip
 
@@ -151,7 +151,7 @@ DEMO_INTERPOLATION = replace(
     DEMO_BASE, name="demo-interpolation", text=None, fps=8.0, cfg=1.0,
     network=replace(
         _DEMO_NETWORK, channel_multipliers=(1, 1), attention_levels=(1,), context_dim=None, frames=5, condition="ends",
-        motion_embedding=False,
+        motion_embedding=False, residual_std=0.2,
     ),
 )  # fmt: skip
 

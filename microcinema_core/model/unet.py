@@ -117,20 +117,26 @@ class MicroCinemaUNet(SpatialUNet):
         h = (h.view(-1, *planes.shape) + planes).flatten(0, 2)
         modulations = [(spread(scale, frames), spread(shift, frames)) for scale, shift in condition.modulations]
         out = self.out(self.walk(h, emb, context, _Clips(frames, modulations)))
-        if self.config.around_condition:
-            out = out - self._still_part(timesteps, condition.latents, frames, out)
+        if self.config.residual_std is not None:
+            out = self._around(out, x, timesteps, spread(condition.latents, frames))
         return out
 
-    def _still_part(self, timesteps: Tensor, latents: Tensor, frames: int, out: Tensor) -> Tensor:
-        """√(1−ᾱ)·z̄, z̄ the condition spread over the frames: v of a clip is that of its difference from z̄, less this.
+    def _around(self, out: Tensor, x: Tensor, timesteps: Tensor, still: Tensor) -> Tensor:
+        """The layers' output F as v of the clip, F being the residual r = z_0 − z̄ of std ρ, preconditioned after Karras
+        et al. (2022, table 1) in VP form; z̄ is the condition spread over the frames, `still` (clips, t, C, h, w):
 
-        v = √ᾱ·noise − √(1−ᾱ)·z_0 with z_0 = z̄ + r. An untrained network so predicts a clip that stands still (or a
-        blend of its ends), and backgrounds and the centre frame cost it nothing.
+        v = √ᾱ·√(1−ᾱ)·(1−ρ²)/q²·(z_t − √ᾱ·z̄) − √(1−ᾱ)·z̄ − ρ/q·F,  q² = ᾱρ² + 1 − ᾱ.
+
+        An untrained network so predicts a clip that stands still (or a blend of its ends), and backgrounds and the
+        centre frame cost the training nothing.
         """
-        still = spread(latents, frames)
-        level = _SCHEDULE.noise_level(timesteps).to(out)
-        level = level.repeat_interleave(out.shape[0] // level.shape[0]).view(-1, still.shape[0], frames, 1, 1, 1)
-        return (level * still).flatten(0, 2)
+        sigma = _SCHEDULE.noise_level(timesteps).to(out)
+        sigma = sigma.repeat_interleave(out.shape[0] // sigma.shape[0]).view(-1, 1, 1, 1)
+        alpha, rho = (1 - sigma**2).sqrt(), self.config.residual_std
+        q = (alpha**2 * rho**2 + sigma**2).sqrt()
+        still = still.flatten(0, 1).repeat(out.shape[0] // still.shape[:2].numel(), 1, 1, 1)
+        skip = alpha * sigma * (1 - rho**2) / q**2
+        return skip * (x - alpha * still) - sigma * still - rho / q * out
 
     def run_res(self, layer, h, emb, clips):
         return self.temporal_convs[layer.index](layer(h, emb, clips.modulations[layer.index]), clips.frames)
@@ -139,10 +145,10 @@ class MicroCinemaUNet(SpatialUNet):
         return self.temporal_transformers[layer.index](layer(h, context), clips.frames)
 
     def _embed_motion(self, context: Tensor, frames: int) -> Tensor:
-        """τ·A(p) + τ²·B(p), (b·t, E): p the mean text token, τ the frame's signed offset from the centre, ±1 at the
-        ends of a clip of the length the model was trained at. It hands the network the sign of time, which it otherwise
-        learns late: without it, 'left' and 'right' cost the same loss for long."""
+        """τ·A(p) + τ²·B(p), (b·t, E): p the sum of the L text tokens over √L, τ the frame's signed offset from the
+        centre, ±1 at the ends of a clip of the length the model was trained at. It hands the network the sign of time,
+        which it otherwise learns late: without it, 'left' and 'right' cost the same loss for long."""
         half = max(self.config.frames - 1, 1) / 2
         tau = ((torch.arange(frames, device=context.device) - (frames - 1) / 2) / half).to(context.dtype)[:, None]
-        text = context.mean(dim=1, keepdim=True)
+        text = context.sum(dim=1, keepdim=True) / context.shape[1] ** 0.5
         return (tau * self.motion_first(text) + tau**2 * self.motion_second(text)).flatten(0, 1)

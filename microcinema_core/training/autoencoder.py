@@ -16,12 +16,13 @@ from .. import images
 from ..config import ModelConfig
 from ..model.autoencoder import Autoencoder
 from .data import draw_pool, load_frames
-from .loop import Trainer, TrainingConfig
+from .loop import Trainer, TrainingConfig, first_process_first
 
 
 def train_autoencoder(config: TrainingConfig, model_config: ModelConfig, folder: Path, scenes: Path) -> Autoencoder:
     """Train to the end, resuming where `folder` holds a state; returns the EMA autoencoder, folded."""
-    frames = load_frames(draw_pool(scenes, config.shards, 9, model_config.width, False, config.workers))
+    with first_process_first():
+        frames = load_frames(draw_pool(scenes, config.shards, 9, model_config.width, False, config.workers))
     torch.manual_seed(config.seed)
     model = Autoencoder(model_config.autoencoder)
     start_as_transform(model, frames[::4, 0].float() / 255)
@@ -33,7 +34,7 @@ def train_autoencoder(config: TrainingConfig, model_config: ModelConfig, folder:
     def loss(step, generator):
         whole = step >= 0.85 * config.steps  # the last steps see whole pictures, as they are used
         side = frames.shape[-1] if whole else config.crop
-        count = max(1, config.batch_size * config.crop**2 // side**2)
+        count = max(1, trainer.batch_size * config.crop**2 // side**2)
         pictures = augment(sample_crops(frames, count, side, generator), generator)
         mean, log_variance = model.moments(pictures)
         noise = torch.randn(mean.shape, generator=generator)

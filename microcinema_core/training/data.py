@@ -29,7 +29,6 @@ def draw_shard(folder: Path, index: int, frames: int, size: int, interpolation: 
     path = shard_path(folder, index, frames, size)
     if path.exists():
         return path
-    torch.set_num_threads(1)
     clips = []
     for seed in range(index * CLIPS_PER_SHARD, (index + 1) * CLIPS_PER_SHARD):
         rate = INTERPOLATION_RATES[seed % len(INTERPOLATION_RATES)] if interpolation else 1.0
@@ -47,7 +46,7 @@ def draw_pool(folder: Path, shards: int, frames: int, size: int, interpolation: 
     paths = [shard_path(folder, index, frames, size) for index in range(shards)]
     jobs = [(folder, i, frames, size, interpolation) for i, path in enumerate(paths) if not path.exists()]
     if workers > 1 and len(jobs) > 1:
-        with get_context("spawn").Pool(workers) as pool:
+        with get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
             pool.starmap(draw_shard, jobs, chunksize=1)
     else:
         for job in jobs:

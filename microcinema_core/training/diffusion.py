@@ -25,7 +25,7 @@ from ..prior import prior_mean, shift
 from ..schedule import NoiseSchedule
 from .captions import all_words, reverse
 from .data import draw_pool, load_captions, load_frames
-from .loop import Trainer, TrainingConfig
+from .loop import Trainer, TrainingConfig, first_process_first
 
 BANDS = 4  # the log splits the loss by noise level
 HELD_OUT = 16  # clips at the pool's end that are never trained on: sheets and probes
@@ -84,10 +84,11 @@ def train_diffusion(
 ) -> LoadedModel:
     """Train to the end, resuming where `folder` holds a state; returns the EMA model with its autoencoder."""
     interpolation = model_config.network.condition == "ends"
-    paths = draw_pool(
-        scenes, config.shards, model_config.network.frames, model_config.width, interpolation, config.workers
-    )  # fmt: skip
-    latents = encode_pool(paths, autoencoder)
+    with first_process_first():
+        paths = draw_pool(
+            scenes, config.shards, model_config.network.frames, model_config.width, interpolation, config.workers
+        )  # fmt: skip
+        latents = encode_pool(paths, autoencoder)
     captions = load_captions(paths)
     if model_config.text:
         model_config = replace(model_config, text=replace(model_config.text, tokenizer=word_tokenizer(all_words())))
@@ -101,16 +102,16 @@ def train_diffusion(
         return model.text.tokenizer(prompts) if model.text else None
 
     def loss(step, generator):
-        rows = torch.randint(count, (config.batch_size,), generator=generator)
+        rows = torch.randint(count, (trainer.batch_size,), generator=generator)
         batch, prompts = latents[rows].float(), [captions[i] for i in rows]
-        backwards = torch.rand(config.batch_size, generator=generator) < 0.5
+        backwards = torch.rand(trainer.batch_size, generator=generator) < 0.5
         batch = torch.where(backwards.view(-1, 1, 1, 1, 1), batch.flip(1), batch)
-        silent = torch.rand(config.batch_size, generator=generator) < config.text_drop
+        silent = torch.rand(trainer.batch_size, generator=generator) < config.text_drop
         prompts = [
             "" if drop else reverse(prompt) if back else prompt
             for prompt, back, drop in zip(prompts, backwards, silent, strict=True)
         ]
-        u = torch.rand(config.batch_size, generator=generator) ** config.time_power
+        u = torch.rand(trainer.batch_size, generator=generator) ** config.time_power
         timesteps = (u * 1000).long().clamp(max=999)
         noise = torch.randn(batch.shape, generator=generator)
         losses = objective.losses(model, batch, timesteps, noise, tokenize(prompts))

@@ -9,13 +9,15 @@ import json
 import math
 import signal
 import time
+import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_type_hints
 
-import tomllib
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, safe_open, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -49,8 +51,9 @@ class TrainingConfig:
     log_every: int = 20
     sheet_every: int = 500
     save_every: int = 250
-    threads: int = 2
-    workers: int = 2
+    threads: int = 1  # of each process
+    processes: int = 1  # that share a batch; two of one thread each beat one of two
+    workers: int = 2  # that draw scenes
 
     @classmethod
     def read(cls, path: Path, overrides: dict[str, str] | None = None) -> TrainingConfig:
@@ -77,11 +80,22 @@ class TrainingConfig:
             raise MicroCinemaError(f"{path} is incomplete: {error}") from error
 
 
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """The first of several processes runs the block alone, the others after it and find its files."""
+    if dist.is_initialized() and dist.get_rank() > 0:
+        dist.barrier()
+    yield
+    if dist.is_initialized() and dist.get_rank() == 0:
+        dist.barrier()
+
+
 class Trainer:
     """Runs `loss(step, generator)` to the end of the configuration, saving and resuming in `folder`."""
 
     def __init__(self, model: nn.Module, config: TrainingConfig, folder: Path):
         self.model, self.config, self.folder = model, config, folder
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
@@ -100,8 +114,24 @@ class Trainer:
         fall = max(0.0, (step / c.steps - c.cosine_from) / max(1 - c.cosine_from, 1e-9))
         return c.learning_rate * min(1.0, (step + 1) / c.warmup) * 0.5 * (1 + math.cos(math.pi * min(fall, 1.0)))
 
+    @property
+    def batch_size(self) -> int:
+        """This process's share of the batch."""
+        return max(1, self.config.batch_size // self.world)
+
     def generator(self, step: int) -> torch.Generator:
-        return torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        return torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) * 1009 + self.rank)
+
+    def _average(self, stop: bool) -> bool:
+        """Average the gradients over the processes; true in all of them if one was asked to stop."""
+        if self.world == 1:
+            return stop
+        gradients = [p.grad for p in self.model.parameters()]
+        shared = torch.cat([g.flatten() for g in gradients] + [torch.tensor([float(stop)])])
+        dist.all_reduce(shared)
+        for gradient, part in zip(gradients, shared.split([g.numel() for g in gradients] + [1]), strict=False):
+            gradient.copy_(part.view_as(gradient)).div_(self.world)
+        return bool(shared[-1] > 0)
 
     def run(
         self,
@@ -110,16 +140,17 @@ class Trainer:
     ) -> nn.Module:
         """Train to the end and return the EMA model. A SIGTERM or Ctrl-C saves the state first."""
         config, started, window = self.config, time.monotonic(), []
-        stop = []
-        previous = {s: signal.signal(s, lambda *_: stop.append(True)) for s in (signal.SIGINT, signal.SIGTERM)}
+        asked, stop = [], False
+        previous = {s: signal.signal(s, lambda *_: asked.append(True)) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             while self.step < config.steps and not stop:
                 rate = self.learning_rate(self.step)
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
                 value, details = loss(self.step, self.generator(self.step))
-                self.optimizer.zero_grad(set_to_none=True)
+                self.model.zero_grad(set_to_none=True)
                 value.backward()
+                stop = self._average(bool(asked))
                 norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
                 if not torch.isfinite(norm):
                     raise MicroCinemaError(
@@ -128,6 +159,8 @@ class Trainer:
                 self.optimizer.step()
                 self.ema.update_parameters(self.model)
                 self.step += 1
+                if self.rank:
+                    continue
                 window.append({"loss": value.item(), "grad_norm": norm.item(), **details})
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     self._log(window, rate, time.monotonic() - started)
@@ -139,7 +172,8 @@ class Trainer:
                     self.save()
                 if stop:
                     print(f"stopped at step {self.step}; run the same command to go on", flush=True)
-            self.save()
+            if self.rank == 0:
+                self.save()
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -169,7 +203,7 @@ class Trainer:
                 yield f"{prefix}.{name}", tensor
         for name, parameter in self.model.named_parameters():
             for key, tensor in self.optimizer.state.get(parameter, {}).items():
-                yield f"adam.{key}.{name}", tensor
+                yield f"optimizer.{key}.{name}", tensor
 
     def save(self) -> None:
         part = self.state_path.with_suffix(".part")
@@ -190,8 +224,7 @@ class Trainer:
                 f"{self.state_path} does not fit this run ({problem}); delete the folder or choose another with --out"
             ) from error
         for name, parameter in self.model.named_parameters():
-            state = {key: tensors[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
-                     if f"adam.{key}.{name}" in tensors}  # fmt: skip
-            if state:
-                self.optimizer.state[parameter] = state
+            keys = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
+            if keys["step"] in tensors:
+                self.optimizer.state[parameter] = {key: tensors[saved] for key, saved in keys.items()}
         print(f"resumed at step {self.step}", flush=True)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from ..checkpoint import LoadedModel, load_model, save_model
 from ..config import CONFIGS
 from ..errors import MicroCinemaError
+from ..model import MicroCinemaUNet
 from .autoencoder import train_autoencoder
 from .diffusion import train_diffusion
 from .loop import TrainingConfig
@@ -18,28 +21,54 @@ RUNS = Path("runs")
 
 def main(config_path: Path, out: Path | None = None, overrides: dict[str, str] | None = None) -> Path:
     """Run the training that the TOML file describes; returns the model file written at the end."""
-    config = TrainingConfig.read(config_path, overrides or {})
+    config = TrainingConfig.read(config_path, overrides)
     if config.model not in CONFIGS:
         raise MicroCinemaError(f"unknown model '{config.model}': known are {', '.join(CONFIGS)}")
+    if config.task not in ("autoencoder", "diffusion"):
+        raise MicroCinemaError(f"unknown task '{config.task}': use 'autoencoder' or 'diffusion'")
     folder = out or RUNS / Path(config_path).stem
-    scenes = folder.parent / "scenes"
-    torch.set_num_threads(config.threads)
-    model_config = CONFIGS[config.model]
-    result = folder / f"{config.model}.safetensors"
-    if config.task == "autoencoder":
-        # The network of this file is untrained: only its autoencoder is read, by the trainings that follow.
-        from ..model import MicroCinemaUNet
-
-        autoencoder = train_autoencoder(config, model_config, folder, scenes)
-        network = MicroCinemaUNet(model_config.network)
-        save_model(result, LoadedModel(model_config, network, autoencoder, None), torch.float32)
-    elif config.task == "diffusion":
-        autoencoder = load_model(_autoencoder_file(config, folder)).autoencoder
-        save_model(result, train_diffusion(config, model_config, autoencoder, folder, scenes))
+    if config.task == "diffusion":
+        _autoencoder_file(config, folder)
+    if config.processes > 1:
+        folder.mkdir(parents=True, exist_ok=True)
+        meeting = (folder / "processes").absolute()
+        meeting.unlink(missing_ok=True)
+        mp.start_processes(_process, (config, folder, meeting), config.processes, start_method="spawn")
     else:
-        raise MicroCinemaError(f'unknown task \'{config.task}\': use "autoencoder" or "diffusion"')
-    print(f"wrote {result}", flush=True)
-    return result
+        _run(config, folder)
+    return _result(config, folder)
+
+
+def _process(rank: int, config: TrainingConfig, folder: Path, meeting: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=config.processes)
+    try:
+        _run(config, folder)
+    except KeyboardInterrupt:
+        pass  # saved; the first process has said so
+    finally:
+        dist.destroy_process_group()
+
+
+def _run(config: TrainingConfig, folder: Path) -> None:
+    torch.set_num_threads(config.threads)
+    model_config, scenes = CONFIGS[config.model], folder.parent / "scenes"
+    if config.task == "autoencoder":
+        autoencoder = train_autoencoder(config, model_config, folder, scenes)
+        # The network of this file is untrained: the trainings that follow read its autoencoder only.
+        model = LoadedModel(model_config, MicroCinemaUNet(model_config.network), autoencoder, None)
+    else:
+        autoencoder = load_model(_autoencoder_file(config, folder)).autoencoder
+        if autoencoder is None:
+            raise MicroCinemaError(f"'{config.autoencoder}' holds no autoencoder: use that of demo-autoencoder.toml")
+        model = train_diffusion(config, model_config, autoencoder, folder, scenes)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        result = _result(config, folder)
+        save_model(result, model, torch.float32 if config.task == "autoencoder" else torch.float16)
+        print(f"wrote {result}", flush=True)
+
+
+def _result(config: TrainingConfig, folder: Path) -> Path:
+    return folder / f"{config.model}.safetensors"
 
 
 def _autoencoder_file(config: TrainingConfig, folder: Path) -> Path:
