@@ -182,8 +182,10 @@ def test_resumed_after_a_power_cut_it_is_the_run_that_was_never_cut(runs, whole)
 
 def test_training_moves_every_part_of_the_model(whole):
     state = load_file(whole[0] / "state.safetensors")
-    moments = {key: tensor for key, tensor in state.items() if key.startswith("adam.exp_avg_sq.")}
-    assert all(f"adam.exp_avg_sq.{name}" in moments for name in ("network.out.2.weight", "network.condition_in.weight"))
+    moments = {key: tensor for key, tensor in state.items() if key.startswith("optimizer.exp_avg_sq.")}
+    assert all(
+        f"optimizer.exp_avg_sq.{name}" in moments for name in ("network.out.2.weight", "network.condition_in.weight")
+    )
     for part in ("network.temporal_convs", "network.temporal_transformers", "network.appearance_injections", "text."):
         assert any(tensor.any() for key, tensor in moments.items() if f".{part}" in key), part
 
@@ -259,7 +261,7 @@ def test_bad_settings_are_named(tmp_path, text, overrides, words):
     ("setting", "words"),
     [
         ({"model": '"nobody"'}, ["nobody", "demo-base"]),
-        ({"task": '"cooking"'}, ["cooking", '"autoencoder" or "diffusion"']),
+        ({"task": '"cooking"'}, ["cooking", "'autoencoder' or 'diffusion'"]),
         ({"autoencoder": '"missing.safetensors"'}, ["missing.safetensors", "demo-autoencoder.toml"]),
     ],
 )

@@ -63,8 +63,10 @@ class MicroCinemaUNet(SpatialUNet):
         )
         if config.motion_embedding:
             emb_dim = 4 * config.model_channels
-            self.motion_first = zero(operations.Linear(config.context_dim, emb_dim, bias=False, **plain))
-            self.motion_second = zero(operations.Linear(config.context_dim, emb_dim, bias=False, **plain))
+            self.motion_first = operations.Linear(config.context_dim, emb_dim, bias=False, **plain)
+            self.motion_second = operations.Linear(config.context_dim, emb_dim, bias=False, **plain)
+            for layer in (self.motion_first, self.motion_second):  # not at zero: behind it, every branch already is
+                nn.init.normal_(layer.weight, std=0.02)
 
     def encode_condition(self, latents: Tensor) -> Condition:
         """Latents (clips, k, C, h, w), scaled, free of noise: k = 1, the centre frame, or k = 2, first and last frame,

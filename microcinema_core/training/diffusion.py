@@ -102,18 +102,16 @@ def train_diffusion(
         return model.text.tokenizer(prompts) if model.text else None
 
     def loss(step, generator):
-        rows = torch.randint(count, (trainer.batch_size,), generator=generator)
-        batch, prompts = latents[rows].float(), [captions[i] for i in rows]
-        backwards = torch.rand(trainer.batch_size, generator=generator) < 0.5
-        batch = torch.where(backwards.view(-1, 1, 1, 1, 1), batch.flip(1), batch)
-        silent = torch.rand(trainer.batch_size, generator=generator) < config.text_drop
-        prompts = [
-            "" if drop else reverse(prompt) if back else prompt
-            for prompt, back, drop in zip(prompts, backwards, silent, strict=True)
-        ]
-        u = torch.rand(trainer.batch_size, generator=generator) ** config.time_power
-        timesteps = (u * 1000).long().clamp(max=999)
-        noise = torch.randn(batch.shape, generator=generator)
+        # Every clip comes twice, forwards and backwards, with the same noise: what does not depend on the direction
+        # cancels in the gradient of what does.
+        half = max(1, trainer.batch_size // 2)
+        rows = torch.randint(count, (half,), generator=generator)
+        timesteps = (torch.rand(half, generator=generator) ** config.time_power * 1000).long().clamp(max=999).repeat(2)
+        batch, noise = latents[rows].float(), torch.randn(half, *latents.shape[1:], generator=generator)
+        batch, noise = (torch.cat((x, x.flip(1))) for x in (batch, noise))
+        told = (torch.rand(half, generator=generator) >= config.text_drop).tolist()
+        prompts = [captions[row] if tell else "" for row, tell in zip(rows, told, strict=True)]
+        prompts += [reverse(prompt) for prompt in prompts]
         losses = objective.losses(model, batch, timesteps, noise, tokenize(prompts))
         bands = timesteps * BANDS // 1000
         details = {
