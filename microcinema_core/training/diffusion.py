@@ -38,6 +38,10 @@ class VideoModel(nn.Module):
         super().__init__()
         self.network = MicroCinemaUNet(config.network)
         self.text = TextEncoder(config.text) if config.text else None
+        if self.text:
+            # CLIP starts its words at 0.02; from there they stay almost alike for thousands of steps, "left" and
+            # "right" too, and no direction is learned.
+            nn.init.normal_(self.text.transformer.get_input_embeddings().weight, std=0.5)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, condition: Tensor, tokens: Tensor | None) -> Tensor:
         """Noisy latents (b, t, C, h, w) at integer timesteps (b,), condition (b, k, C, h, w) → raw output."""
