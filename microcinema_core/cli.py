@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         print("microcinema:", " ".join(str(error).split("\n")), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("microcinema: interrupted", file=sys.stderr)
+        print("\nmicrocinema: interrupted", file=sys.stderr)  # on a line of its own, below the progress bar
         return 130
     return 0
 
