@@ -119,3 +119,8 @@ def test_tower_has_the_size_of_sd21(skip_last, millions):
 def test_tokenizer_survives_its_json():
     config = replace(DEMO_BASE.text, tokenizer=word_tokenizer(["left", "pan"]))
     assert WordTokens(config).vocabulary == ["left", "pan"]
+
+
+def test_a_damaged_vocabulary_says_so():
+    with pytest.raises(MicroCinemaError, match="vocabulary .* damaged"):
+        WordTokens(replace(TextConfig(), tokenizer="{broken"))

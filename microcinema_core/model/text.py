@@ -37,7 +37,10 @@ class WordTokens:
     """Prompts to token ids by a vocabulary of whole words; a word outside it is left out."""
 
     def __init__(self, config: TextConfig):
-        self.tokenizer = Tokenizer.from_str(config.tokenizer)
+        try:
+            self.tokenizer = Tokenizer.from_str(config.tokenizer)
+        except Exception as error:  # the library raises nothing narrower
+            raise MicroCinemaError(f"the header's vocabulary is damaged ({error}): fetch the model again") from error
         self.length = config.max_tokens
         self.unknown_id = self.tokenizer.token_to_id(UNKNOWN)
 
