@@ -80,6 +80,10 @@ class ModelConfig:
     lambda_: float = 0.03  # prior strength the model was trained with
     gamma: float = 0.02  # added to it when sampling
 
+    def __post_init__(self):
+        if self.network.residual_std is not None and self.parameterization != "v":
+            raise ValueError("residual_std needs parameterization v")
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -108,7 +112,7 @@ def _build(cls, data, where):
         values[key] = value
     try:
         return cls(**values)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
 
 

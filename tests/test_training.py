@@ -275,15 +275,16 @@ def test_runs_that_cannot_start_say_why(tmp_path, setting, words):
 # --- the command ---
 
 
-def test_the_command_is_stopped_and_goes_on_to_a_model(tmp_path, monkeypatch):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_command_is_stopped_and_goes_on_to_a_model(tmp_path, monkeypatch, processes):
     """20 steps of the demo model at its true size, on a shard that is drawn beforehand and small."""
     monkeypatch.setattr(data, "CLIPS_PER_SHARD", 18)
     data.draw_pool(tmp_path / "scenes", 1, DEMO_BASE.network.frames, DEMO_BASE.width, False, workers=1)
     autoencoder = LoadedModel(DEMO_BASE, MicroCinemaUNet(DEMO_BASE.network), Autoencoder(DEMO_BASE.autoencoder), None)
     save_model(tmp_path / "autoencoder.safetensors", autoencoder)
     out = tmp_path / "run"
-    settings = {"autoencoder": '"autoencoder.safetensors"', "steps": 20, "batch_size": 1, "shards": 1, "log_every": 1}
-    settings |= {"warmup": 5, "threads": 1, "workers": 1}
+    settings = {"autoencoder": '"autoencoder.safetensors"', "steps": 20, "batch_size": 2, "shards": 1, "log_every": 1}
+    settings |= {"warmup": 5, "threads": 1, "workers": 1, "processes": processes}
     command = [sys.executable, "-m", "microcinema_core", "train", "configs/demo-base.toml", "--out", str(out)]
     command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
 

@@ -66,7 +66,7 @@ class MicroCinemaUNet(SpatialUNet):
             self.motion_first = operations.Linear(config.context_dim, emb_dim, bias=False, **plain)
             self.motion_second = operations.Linear(config.context_dim, emb_dim, bias=False, **plain)
             for layer in (self.motion_first, self.motion_second):  # not at zero: behind it, every branch already is
-                nn.init.normal_(layer.weight, std=0.02)
+                nn.init.normal_(layer.weight, std=0.05)
 
     def encode_condition(self, latents: Tensor) -> Condition:
         """Latents (clips, k, C, h, w), scaled, free of noise: k = 1, the centre frame, or k = 2, first and last frame,
@@ -147,10 +147,16 @@ class MicroCinemaUNet(SpatialUNet):
         return self.temporal_transformers[layer.index](layer(h, context), clips.frames)
 
     def _embed_motion(self, context: Tensor, frames: int) -> Tensor:
-        """τ·A(p) + τ²·B(p), (b·t, E): p the sum of the L text tokens over √L, τ the frame's signed offset from the
-        centre, ±1 at the ends of a clip of the length the model was trained at. It hands the network the sign of time,
-        which it otherwise learns late: without it, 'left' and 'right' cost the same loss for long."""
+        """τ·A(p) + τ²·B(p), (b·t, E): p the pooled text, τ the frame's signed offset from the centre, ±1 at the ends of
+        a clip of the length the model was trained at. It hands the network the sign of time, which it otherwise learns
+        late: without it, 'left' and 'right' cost the same loss for long."""
         half = max(self.config.frames - 1, 1) / 2
         tau = ((torch.arange(frames, device=context.device) - (frames - 1) / 2) / half).to(context.dtype)[:, None]
-        text = context.sum(dim=1, keepdim=True) / context.shape[1] ** 0.5
+        text = pooled(context)
         return (tau * self.motion_first(text) + tau**2 * self.motion_second(text)).flatten(0, 1)
+
+
+def pooled(context: Tensor) -> Tensor:
+    """Text states (b, L, D) to (b, 1, D): their sum over √L, the last one's taken off each. That one is padding in all
+    but the longest sentences, and what it shares with the others would drown the few words that name a motion."""
+    return (context - context[:, -1:]).sum(dim=1, keepdim=True) / context.shape[1] ** 0.5

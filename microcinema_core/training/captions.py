@@ -6,6 +6,8 @@ free augmentation, and the swapped sentence is a control for whether a model has
 
 from __future__ import annotations
 
+import numpy as np
+
 COLOURS = {
     "red": (0.86, 0.12, 0.14), "green": (0.13, 0.66, 0.22), "blue": (0.13, 0.27, 0.88), "yellow": (0.96, 0.86, 0.13),
     "orange": (0.96, 0.53, 0.08), "purple": (0.52, 0.16, 0.70), "pink": (0.97, 0.50, 0.70), "cyan": (0.14, 0.80, 0.86),
@@ -56,6 +58,37 @@ def camera_caption(motion: str, speed: str = "", style: int = 0) -> str:
 
 def _join(*sentences: tuple[str, ...]) -> list[str]:
     return [" ".join(part for part in sentence if part) for sentence in sentences]
+
+
+SPEED = {"slowly": 0.5, "": 1.0, "quickly": 5 / 3}  # as scenes.py moves things, in its plain speed
+_AXES = {"left": (0, -1), "right": (0, 1), "up": (1, -1), "down": (1, 1)}
+_AXES |= {"out": (2, -1), "in": (2, 1), "counterclockwise": (3, -1), "clockwise": (3, 1)}
+MEANINGS = 6 + 2 * len(COLOURS)
+
+
+def random_caption(rng: np.random.Generator) -> tuple[str, np.ndarray]:
+    """A caption and what it says, (MEANINGS,): the camera's velocity (x, y, zoom, roll), that of all things together
+    (x, y), and that of the thing of each colour (x, y), all in the plain speed."""
+    meaning = np.zeros(MEANINGS, np.float32)
+    kind = rng.choice(["none", "camera", "thing", "things"], p=[0.05, 0.45, 0.3, 0.2])
+    if kind == "none":
+        return "", meaning
+    speeds, style = [str(speed) for speed in rng.choice(SPEEDS, 2)], int(rng.integers(6))
+    if kind == "camera":
+        motion = str(rng.choice(MOTIONS))
+        if motion != "still":
+            axis, sign = _AXES[motion]
+            meaning[axis] = sign * SPEED[speeds[0]]
+        return camera_caption(motion, speeds[0], style), meaning
+    clauses = []
+    for colour, speed in zip(rng.permutation(len(COLOURS))[: 1 if kind == "thing" else 2], speeds, strict=False):
+        motion = str(rng.choice((*DIRECTIONS, "still")))
+        clauses.append(thing_caption(tuple(COLOURS)[colour], str(rng.choice(THINGS)), motion, speed, style))
+        if motion != "still":
+            axis, sign = _AXES[motion]
+            meaning[4 + axis] += sign * SPEED[speed]
+            meaning[6 + 2 * colour + axis] = sign * SPEED[speed]
+    return " and ".join(clauses), meaning
 
 
 def all_words() -> list[str]:

@@ -25,7 +25,8 @@ from ..prior import prior_mean, shift
 from ..schedule import NoiseSchedule
 from .captions import all_words, reverse
 from .data import draw_pool, load_captions, load_frames
-from .loop import Trainer, TrainingConfig, first_process_first
+from .loop import STATE, Trainer, TrainingConfig, first_process_first
+from .text import learn_to_read
 
 BANDS = 4  # the log splits the loss by noise level
 HELD_OUT = 16  # clips at the pool's end that are never trained on: sheets and probes
@@ -38,10 +39,6 @@ class VideoModel(nn.Module):
         super().__init__()
         self.network = MicroCinemaUNet(config.network)
         self.text = TextEncoder(config.text) if config.text else None
-        if self.text:
-            # CLIP starts its words at 0.02; from there they stay almost alike for thousands of steps, "left" and
-            # "right" too, and no direction is learned.
-            nn.init.normal_(self.text.transformer.get_input_embeddings().weight, std=0.5)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, condition: Tensor, tokens: Tensor | None) -> Tensor:
         """Noisy latents (b, t, C, h, w) at integer timesteps (b,), condition (b, k, C, h, w) → raw output."""
@@ -98,6 +95,10 @@ def train_diffusion(
         model_config = replace(model_config, text=replace(model_config.text, tokenizer=word_tokenizer(all_words())))
     torch.manual_seed(config.seed)
     model = VideoModel(model_config).to(memory_format=torch.channels_last)
+    if model.text:
+        if not (folder / STATE).exists():
+            learn_to_read(model.text, config.text_steps, config.seed)
+        model.text.requires_grad_(False)
     trainer = Trainer(model, config, folder)
     objective = Objective(model_config)
     count = len(latents) - HELD_OUT
@@ -110,7 +111,9 @@ def train_diffusion(
         # cancels in the gradient of what does.
         half = max(1, trainer.batch_size // 2)
         rows = torch.randint(count, (half,), generator=generator)
-        timesteps = (torch.rand(half, generator=generator) ** config.time_power * 1000).long().clamp(max=999).repeat(2)
+        first, last = config.time_power
+        power = first + (last - first) * step / config.steps
+        timesteps = (torch.rand(half, generator=generator) ** power * 1000).long().clamp(max=999).repeat(2)
         batch, noise = latents[rows].float(), torch.randn(half, *latents.shape[1:], generator=generator)
         batch, noise = (torch.cat((x, x.flip(1))) for x in (batch, noise))
         told = (torch.rand(half, generator=generator) >= config.text_drop).tolist()

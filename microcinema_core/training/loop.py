@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..config import fits
 from ..errors import MicroCinemaError
 
+STATE = "state.safetensors"
 _KINDS = {int: "a whole number above 0", float: "a number", str: "a text in quotes"}
 
 
@@ -44,8 +45,11 @@ class TrainingConfig:
     seed: int = 0
     shards: int = 4  # of drawn scenes, 250 clips each
     autoencoder: str = ""  # diffusion: the run folder or model file that holds the autoencoder
+    text_steps: int = 600  # diffusion: of the text tower, before all others
     text_drop: float = 0.1
-    time_power: float = 1.0  # diffusion: t = 1000·u^power; below 1 the noisy end is seen more often
+    # diffusion: t = 1000·u^power; below 1 the noisy end is seen more often. It goes from the first to the second
+    # evenly: what moves is decided by the noisy end, and is to be learned first.
+    time_power: tuple[float, float] = (1.0, 1.0)
     kl_weight: float = 1e-4
     crop: int = 64  # autoencoder: side of the training crops
     log_every: int = 20
@@ -98,7 +102,11 @@ class Trainer:
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+            [p for p in model.parameters() if p.requires_grad],
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +115,11 @@ class Trainer:
 
     @property
     def state_path(self) -> Path:
-        return self.folder / "state.safetensors"
+        return self.folder / STATE
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "log.jsonl"
 
     def learning_rate(self, step: int) -> float:
         c = self.config
@@ -126,7 +138,7 @@ class Trainer:
         """Average the gradients over the processes; true in all of them if one was asked to stop."""
         if self.world == 1:
             return stop
-        gradients = [p.grad for p in self.model.parameters()]
+        gradients = [p.grad for p in self.model.parameters() if p.requires_grad]
         shared = torch.cat([g.flatten() for g in gradients] + [torch.tensor([float(stop)])])
         dist.all_reduce(shared)
         for gradient, part in zip(gradients, shared.split([g.numel() for g in gradients] + [1]), strict=False):
@@ -192,7 +204,7 @@ class Trainer:
         print(" ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
 
     def _write(self, row):
-        with (self.folder / "log.jsonl").open("a") as file:
+        with self.log_path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     # --- exact resume ---
@@ -227,4 +239,15 @@ class Trainer:
             keys = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
             if keys["step"] in tensors:
                 self.optimizer.state[parameter] = {key: tensors[saved] for key, saved in keys.items()}
+        if self.rank == 0 and self.log_path.exists():  # what a killed run had logged after its last save comes again
+            rows = self.log_path.read_text().splitlines(keepends=True)
+            self.log_path.write_text("".join(row for row in rows if _step_of(row) <= self.step))
         print(f"resumed at step {self.step}", flush=True)
+
+
+def _step_of(row: str) -> float:
+    """The step of a line of the log; a line that a kill cut short belongs nowhere."""
+    try:
+        return json.loads(row)["step"]
+    except ValueError:
+        return math.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import torch
@@ -30,13 +31,40 @@ def main(config_path: Path, out: Path | None = None, overrides: dict[str, str] |
     if config.task == "diffusion":
         _autoencoder_file(config, folder)
     if config.processes > 1:
-        folder.mkdir(parents=True, exist_ok=True)
-        meeting = (folder / "processes").absolute()
-        meeting.unlink(missing_ok=True)
-        mp.start_processes(_process, (config, folder, meeting), config.processes, start_method="spawn")
+        _share(config, folder)
     else:
         _run(config, folder)
     return _result(config, folder)
+
+
+def _share(config: TrainingConfig, folder: Path) -> None:
+    """Run as several processes, which all stop, their state saved, when this one is asked to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    meeting = (folder / "processes").absolute()
+    meeting.unlink(missing_ok=True)
+    group = mp.start_processes(
+        _process, (config, folder, meeting), config.processes, join=False, start_method="spawn"
+    )
+    asked = []
+
+    def forward(*_):
+        asked.append(True)
+        for process in group.processes:
+            if process.is_alive():
+                process.terminate()
+
+    previous = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not group.join():
+            pass
+    except mp.ProcessExitedException:
+        if not asked:
+            raise
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def _process(rank: int, config: TrainingConfig, folder: Path, meeting: Path) -> None:
