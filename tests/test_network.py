@@ -331,7 +331,7 @@ def test_motion_embedding_is_zero_at_the_centre_and_follows_the_text():
     context = torch.randn(2, 7, 12)
     with torch.no_grad():
         added = net._embed_motion(context, 5).unflatten(0, (2, 5))
-        text = (context - context[:, -1:]).sum(dim=1) / 7**0.5
+        text = (context - context[:, 6:]).sum(dim=1) / 7**0.5
         first, second = text @ net.motion_first.weight.T, text @ net.motion_second.weight.T
     assert not added[:, 2].any()
     torch.testing.assert_close(added[:, 4], first + second)

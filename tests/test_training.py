@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,14 +21,18 @@ from microcinema_core.config import DEMO_BASE
 from microcinema_core.errors import MicroCinemaError
 from microcinema_core.model import MicroCinemaUNet
 from microcinema_core.model.autoencoder import Autoencoder
+from microcinema_core.model.text import TextEncoder, word_tokenizer
+from microcinema_core.model.unet import pooled
 from microcinema_core.training import autoencoder as autoencoder_training
 from microcinema_core.training import data, diffusion, trainer
+from microcinema_core.training.captions import all_words, random_caption, reverse
 from microcinema_core.training.loop import Trainer, TrainingConfig
+from microcinema_core.training.text import learn_to_read
 
 ROOT = Path(__file__).parents[1]
 CONFIG = TrainingConfig(
     task="diffusion", model="tiny", steps=6, batch_size=2, learning_rate=1e-2, warmup=2, shards=1, ema=0.9,
-    log_every=2, sheet_every=6, save_every=2, threads=1, workers=1,
+    log_every=2, sheet_every=6, save_every=2, threads=1, workers=1, text_steps=2,
 )  # fmt: skip
 
 
@@ -186,8 +191,33 @@ def test_training_moves_every_part_of_the_model(whole):
     assert all(
         f"optimizer.exp_avg_sq.{name}" in moments for name in ("network.out.2.weight", "network.condition_in.weight")
     )
-    for part in ("network.temporal_convs", "network.temporal_transformers", "network.appearance_injections", "text."):
+    for part in ("network.temporal_convs", "network.temporal_transformers", "network.appearance_injections"):
         assert any(tensor.any() for key, tensor in moments.items() if f".{part}" in key), part
+    assert not any(".text." in key for key in moments), "the text tower is frozen"
+
+
+def test_the_text_tower_learns_to_tell_directions_apart():
+    torch.manual_seed(0)
+    text = TextEncoder(replace(DEMO_BASE.text, tokenizer=word_tokenizer(all_words())))
+
+    def apart():
+        with torch.no_grad():
+            left, right = pooled(text.encode(["the camera pans left", "the camera pans right"]))
+        return (left - right).norm().item()
+
+    before, unread = apart(), learn_to_read(text, steps=60, seed=0)
+    assert unread < 0.8 and apart() > 2 * before, (before, unread, apart())
+
+
+def test_captions_mean_what_they_say():
+    rng = np.random.default_rng(0)
+    said = dict(random_caption(rng) for _ in range(4000))
+    faster = said["the camera pans left quickly"]
+    assert faster[0] < said["the camera pans left"][0] < 0 and not faster[1:].any()
+    pairs = [(meaning, said[reverse(caption)]) for caption, meaning in said.items() if reverse(caption) in said]
+    assert len(pairs) > 500 and all(np.array_equal(-meaning, backwards) for meaning, backwards in pairs)
+    two = next(c for c in said if c.startswith("a red ") and " moves left" in c.split(" and ")[0] and " and " in c)
+    assert said[two][6] < 0, two
 
 
 def test_log_has_noise_bands_and_the_swapped_caption(whole):

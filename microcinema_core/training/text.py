@@ -19,8 +19,10 @@ UNIT = 8.0  # the plain speed, as a length in the pooled states
 
 
 def learn_to_read(text: TextEncoder, steps: int, seed: int) -> float:
-    """Train the tower until its pooled states, as the network's motion embedding pools them, hold what captions say,
-    each meaning along a direction of its own. Returns the last loss: 1 is what telling nothing costs."""
+    """Train the tower, which must be at least MEANINGS wide, until its pooled states hold what captions say, each
+    meaning along a direction of its own. The network's motion embedding pools them alike.
+
+    Returns the last loss, the share of the meaning that is not read."""
     rng = np.random.default_rng(seed)
     # CLIP starts its words at 0.02, almost alike.
     nn.init.normal_(text.transformer.get_input_embeddings().weight, std=0.5)

@@ -42,9 +42,7 @@ def _share(config: TrainingConfig, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     meeting = (folder / "processes").absolute()
     meeting.unlink(missing_ok=True)
-    group = mp.start_processes(
-        _process, (config, folder, meeting), config.processes, join=False, start_method="spawn"
-    )
+    group = mp.start_processes(_process, (config, folder, meeting), config.processes, join=False, start_method="spawn")
     asked = []
 
     def forward(*_):
