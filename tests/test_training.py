@@ -215,7 +215,7 @@ def test_captions_mean_what_they_say():
     faster = said["the camera pans left quickly"]
     assert faster[0] < said["the camera pans left"][0] < 0 and not faster[1:].any()
     pairs = [(meaning, said[reverse(caption)]) for caption, meaning in said.items() if reverse(caption) in said]
-    assert len(pairs) > 500 and all(np.array_equal(-meaning, backwards) for meaning, backwards in pairs)
+    assert len(pairs) > 300 and all(np.array_equal(-meaning, backwards) for meaning, backwards in pairs)
     two = next(c for c in said if c.startswith("a red ") and " moves left" in c.split(" and ")[0] and " and " in c)
     assert said[two][6] < 0, two
 
