@@ -1,3 +1,8 @@
-"""ComfyUI-MicroCinema. The nodes come with the next release; until then the pack is inert inside a host."""
+"""ComfyUI-MicroCinema: the nodes, inside of ComfyUI; nothing anywhere else."""
 
-NODE_CLASS_MAPPINGS: dict[str, type] = {}
+from importlib.util import find_spec
+
+if find_spec("comfy_api"):
+    from .nodes import comfy_entrypoint  # noqa: F401
+
+    WEB_DIRECTORY = "./web"

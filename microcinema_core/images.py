@@ -55,15 +55,14 @@ def _upright(image: Image.Image) -> Image.Image:
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F" or image.mode.startswith("I"):
         image = _deep_grey(image)
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    elif image.mode != "RGB":  # converting copies, and here that may be half a gigabyte
-        image = image.convert("RGB")
+    elif image.mode != (mode := "RGBA" if image.has_transparency_data else "RGB"):
+        image = image.convert(mode)  # a copy, and here that may be half a gigabyte
     share = (MOST_PIXELS / (image.width * image.height)) ** 0.5
     if share < 1:
         size = max(1, round(image.width * share)), max(1, round(image.height * share))
         image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image
 
 

@@ -11,6 +11,10 @@ from ..config import NetworkConfig
 from .layers import Downsample, ResBlock, SpatialTransformer, Upsample, sinusoids, zero
 
 
+# A ControlNet's residuals by place ("input", "middle", "output"), in lists that are used up from their ends.
+Control = dict[str, list[Tensor | None]]
+
+
 class SpatialUNet(nn.Module):
     """The picture network. `res_channels` and `transformer_channels` list its ResBlocks and transformers in the order
     they run; each such layer knows its `index` there, so that a subclass can put something beside it.
@@ -87,15 +91,22 @@ class SpatialUNet(nn.Module):
     def embed_time(self, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
         return self.time_embed(sinusoids(timesteps, self.config.model_channels).to(dtype))
 
-    def walk(self, h: Tensor, emb: Tensor, context: Tensor | None = None, state: Any = None) -> Tensor:
+    def walk(
+        self,
+        h: Tensor,
+        emb: Tensor,
+        context: Tensor | None = None,
+        state: Any = None,
+        control: Control | None = None,
+    ) -> Tensor:
         """From the first convolution's output to the input of `out`. `state` is handed to the two methods below."""
-        skips = [h]
+        skips = [h := _controlled(h, control, "input")]
         for block in self.input_blocks[1:]:
-            h = self._block(block, h, emb, context, state)
+            h = _controlled(self._block(block, h, emb, context, state), control, "input")
             skips.append(h)
-        h = self._block(self.middle_block, h, emb, context, state)
+        h = _controlled(self._block(self.middle_block, h, emb, context, state), control, "middle")
         for block in self.output_blocks:
-            h = torch.cat([h, skips.pop()], dim=1)
+            h = torch.cat([h, _controlled(skips.pop(), control, "output")], dim=1)
             size = skips[-1].shape[2:] if skips else None
             h = self._block(block, h, emb, context, state, size)
         return h
@@ -117,6 +128,13 @@ class SpatialUNet(nn.Module):
             else:
                 h = layer(h)
         return h
+
+
+def _controlled(h: Tensor, control: Control | None, place: str) -> Tensor:
+    if not control or not control.get(place):
+        return h
+    residual = control[place].pop()
+    return h if residual is None else h + residual
 
 
 def heads_of(channels: int, config: NetworkConfig) -> int:

@@ -19,7 +19,7 @@ from ..errors import MicroCinemaError
 from ..schedule import NoiseSchedule
 from .appearance import AppearNet, Condition, spread
 from .layers import zero
-from .spatial import SpatialUNet, heads_of
+from .spatial import Control, SpatialUNet, heads_of
 from .temporal import TemporalConv, TemporalTransformer
 
 _SCHEDULE = NoiseSchedule()
@@ -93,6 +93,7 @@ class MicroCinemaUNet(SpatialUNet):
         *,
         condition: Condition,
         num_video_frames: int,
+        control: Control | None = None,
     ) -> Tensor:
         """x (b·t, C, h, w), timesteps (b·t,) or (b,), context (b, L, D) once per clip, condition of b or fewer clips:
         a batch of two guidance halves [half 0's clips …, half 1's clips …] shares one.
@@ -118,7 +119,7 @@ class MicroCinemaUNet(SpatialUNet):
         h = self.input_blocks[0][0](x)
         h = (h.view(-1, *planes.shape) + planes).flatten(0, 2)
         modulations = [(spread(scale, frames), spread(shift, frames)) for scale, shift in condition.modulations]
-        out = self.out(self.walk(h, emb, context, _Clips(frames, modulations)))
+        out = self.out(self.walk(h, emb, context, _Clips(frames, modulations), control))
         if self.config.residual_std is not None:
             out = self._around(out, x, timesteps, spread(condition.latents, frames))
         return out

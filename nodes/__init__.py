@@ -1,0 +1,20 @@
+"""The ComfyUI side of the pack: schemas, conversion between host types and core types, progress and interrupts.
+
+It holds no maths; that is `microcinema_core/`.
+"""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .interpolate import Interpolate
+from .loader import Loader
+from .prior import PriorLatent
+from .sampler import EulerSampler
+
+
+class MicroCinema(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [Loader, PriorLatent, EulerSampler, Interpolate]
+
+
+async def comfy_entrypoint() -> MicroCinema:
+    return MicroCinema()

@@ -1,0 +1,78 @@
+"""MicroCinema Loader: a model file as native MODEL, CLIP and VAE."""
+
+from __future__ import annotations
+
+import os
+
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+from ..microcinema_core.checkpoint import bundled_models, read_config
+from ..microcinema_core.errors import MicroCinemaError
+from .native import load_clip, load_model, load_vae
+from .schema import schema
+
+FOLDERS = ("microcinema", "diffusion_models")
+BUNDLED = " (bundled)"
+DTYPES = {
+    "default": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
+    "fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2,
+}  # fmt: skip
+
+folder_paths.add_model_folder_path("microcinema", os.path.join(folder_paths.models_dir, "microcinema"))
+
+
+def model_files() -> dict[str, str]:
+    """The files whose header says they are ours, by the name a person sees; the bundled ones first."""
+    files = {name + BUNDLED: str(path) for name, path in bundled_models().items()}
+    for folder in FOLDERS:
+        for name in folder_paths.get_filename_list(folder):
+            path = folder_paths.get_full_path(folder, name)
+            if path is None or not name.endswith(".safetensors") or name in files:
+                continue
+            try:
+                read_config(path)
+            except MicroCinemaError:
+                continue
+            files[name] = path
+    return files
+
+
+class Loader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroCinemaLoader",
+            display_name="MicroCinema Loader",
+            description="Loads a MicroCinema model. The bundled demo models are small and need no download.",
+            search_aliases=["load microcinema", "image to video loader", "i2v"],
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=list(model_files()),
+                    tooltip="The bundled models, then files in models/microcinema and models/diffusion_models whose "
+                    "header says they are MicroCinema's.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(DTYPES),
+                    default="default",
+                    tooltip="How the network's weights are kept in memory. Default lets ComfyUI choose; fp8 halves the "
+                    "memory of fp16 at some loss.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model"),
+                io.Clip.Output(display_name="clip", tooltip="Only from all-in-one files."),
+                io.Vae.Output(display_name="vae", tooltip="Only from all-in-one files."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model_name, weight_dtype):
+        path = model_files().get(model_name)
+        if path is None:
+            raise MicroCinemaError(f"The model '{model_name}' is gone: reload the page and choose another.")
+        options = {"dtype": DTYPES[weight_dtype]} if DTYPES[weight_dtype] else {}
+        return io.NodeOutput(load_model(path, options), load_clip(path), load_vae(path))

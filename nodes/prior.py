@@ -1,0 +1,98 @@
+"""Appearance Noise Prior Latent: a picture as condition and as the mean of the noise."""
+
+from __future__ import annotations
+
+import node_helpers
+import torch
+from comfy_api.latest import io
+
+from ..microcinema_core.errors import MicroCinemaError
+from ..microcinema_core.images import fit
+from .native import APPEARANCE, Appearance, with_prior
+from .schema import check_images, require, schema
+
+
+class PriorNoise:
+    """NOISE for SamplerCustomAdvanced: of a seed, with the prior as its mean."""
+
+    def __init__(self, model, appearance: Appearance, seed: int):
+        self.model, self.appearance, self.seed = model, appearance, seed
+
+    def generate_noise(self, latent):
+        samples, a = latent["samples"], self.appearance
+        noise = torch.randn(samples.shape, generator=torch.Generator().manual_seed(self.seed))
+        return with_prior(noise, self.model.model.process_latent_in(a.latents), a.lambda_ + a.gamma)
+
+
+class PriorLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroCinemaPriorLatent",
+            display_name="Appearance Noise Prior Latent",
+            description="Makes a picture the condition of a clip, and the mean of the noise that the sampler starts "
+            "from. The prior enters the run exactly once, with any sampler.",
+            search_aliases=["image to video", "i2v latent", "noise prior", "ANP"],
+            inputs=[
+                io.Model.Input("model", tooltip="A MicroCinema model that animates pictures."),
+                io.Conditioning.Input("positive", tooltip="What moves, and how."),
+                io.Conditioning.Input("negative", tooltip="The empty sentence, or what is not wanted."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
+                io.Image.Input("image", tooltip="The picture that the middle frame shows. Of a batch, the first."),
+                io.Int.Input(
+                    "width", default=96, min=16, max=4096, step=8,
+                    tooltip="Of the clip, in pixels; the picture is resized and cut to it. 96 for the bundled model.",
+                ),
+                io.Int.Input(
+                    "height", default=96, min=16, max=4096, step=8, tooltip="Of the clip, in pixels.",
+                ),
+                io.Int.Input(
+                    "frames", default=9, min=2, max=257, tooltip="Of the clip. The models are trained at 9.",
+                ),
+                io.Float.Input(
+                    "lambda_", display_name="lambda", default=0.03, min=0.0, max=1.0, step=0.005,
+                    tooltip="λ, the prior's strength in training: 0.03 for the paper's models and the bundled one.",
+                ),
+                io.Float.Input(
+                    "gamma", default=0.02, min=-1.0, max=1.0, step=0.005,
+                    tooltip="γ, added to λ when sampling: more is calmer, a negative one moves more and wilder.",
+                ),
+                io.Int.Input(
+                    "noise_seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
+                    tooltip="Of the noise output; samplers with a seed of their own do not use it.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+                io.Latent.Output(display_name="latent", tooltip="An empty latent of that many frames."),
+                io.Noise.Output(display_name="noise", tooltip="For SamplerCustomAdvanced; it carries the prior."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, positive, negative, vae, image, width, height, frames, lambda_, gamma, noise_seed):
+        config = require(model, "centre")
+        factor = config.autoencoder.factor
+        if width % factor or height % factor:
+            raise MicroCinemaError(f"The size {width}×{height} does not fit the model: take multiples of {factor}.")
+        picture = check_images(image)[:1]
+        if min(picture.shape[1:3]) < factor:
+            size = f"{picture.shape[2]}×{picture.shape[1]}"
+            raise MicroCinemaError(
+                f"The picture of {size} pixels is smaller than one latent cell of {factor}: enlarge it."
+            )
+        picture = fit(picture[0].movedim(-1, 0), width, height)
+        latents = vae.encode(picture.movedim(0, -1)[None])
+        if latents.ndim != 4 or latents.shape[1] != config.autoencoder.latent_channels:
+            raise MicroCinemaError(
+                f"The VAE gives latents of shape {tuple(latents.shape)}, the model takes "
+                f"{config.autoencoder.latent_channels} channels: wire the VAE that belongs to it."
+            )
+        appearance = Appearance(latents, lambda_, gamma)
+        positive, negative = (
+            node_helpers.conditioning_set_values(conditioning, {APPEARANCE: appearance})
+            for conditioning in (positive, negative)
+        )
+        empty = torch.zeros(frames, *latents.shape[1:])
+        return io.NodeOutput(positive, negative, {"samples": empty}, PriorNoise(model, appearance, noise_seed))

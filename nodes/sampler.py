@@ -1,0 +1,113 @@
+"""ANP Euler Sampler: the paper's EulerEDM on the host's own guider."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from comfy_api.latest import io
+
+from ..microcinema_core.errors import MicroCinemaError
+from ..microcinema_core.samplers import sample_euler_edm
+from ..microcinema_core.schedule import NoiseSchedule
+from .native import APPEARANCE
+from .schema import require, schema
+
+
+def euler_edm(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
+    """The core's sampler under the signature of the host's."""
+    ones = x.new_ones(x.shape[0])
+
+    def denoise(x, sigma):
+        return model(x, sigma * ones, **(extra_args or {}))
+
+    def report(i, denoised):
+        if callback:
+            callback({"i": i, "denoised": denoised, "x": x, "sigma": sigmas[i], "sigma_hat": sigmas[i]})
+
+    return sample_euler_edm(denoise, x, sigmas, report, **options)
+
+
+def paper_sigmas(steps: int, denoise: float = 1.0) -> torch.Tensor:
+    """(steps + 1,), the paper's spacing; with denoise below 1 the end of a longer run, as the host's samplers take."""
+    return NoiseSchedule().sigmas_for(max(steps, round(steps / denoise)))[-(steps + 1) :]
+
+
+class EulerSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="MicroCinemaEulerSampler",
+            display_name="ANP Euler Sampler",
+            description="The paper's sampler, EulerEDM with its own sigma spacing. Fresh noise of churn carries its "
+            "share of the prior.",
+            search_aliases=["microcinema sampler", "euler edm", "video sampler"],
+            inputs=[
+                io.Model.Input("model", tooltip="A MicroCinema model that animates pictures."),
+                io.Conditioning.Input("positive", tooltip="From Appearance Noise Prior Latent."),
+                io.Conditioning.Input("negative", tooltip="From Appearance Noise Prior Latent."),
+                io.Latent.Input("latent", tooltip="From Appearance Noise Prior Latent."),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
+                    tooltip="Of the noise: the same seed gives the same clip.",
+                ),
+                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="The paper's: 50, or 5 to be fast."),
+                io.Float.Input(
+                    "cfg", default=7.5, min=0.0, max=100.0, step=0.1, tooltip="Text guidance; the paper's is 7.5.",
+                ),
+                io.Float.Input(
+                    "s_churn", default=0.0, min=0.0, max=1000.0, step=0.1,
+                    tooltip="Fresh noise over all steps: γ† = min(s_churn / steps, √2 − 1) a step. The paper's is 0.",
+                ),
+                io.Float.Input(
+                    "s_tmin", default=0.0, min=0.0, max=1000.0, step=0.01, tooltip="Least sigma at which to churn.",
+                ),
+                io.Float.Input(
+                    "s_tmax", default=1000.0, min=0.0, max=1000.0, step=0.01, tooltip="Largest sigma at which to churn.",
+                ),
+                io.Float.Input(
+                    "denoise", default=1.0, min=0.01, max=1.0, step=0.01,
+                    tooltip="Below 1: start from the latent with that share of the noise, instead of from noise alone.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent"),
+                io.Sigmas.Output(display_name="sigmas", tooltip="The paper's spacing, for SamplerCustomAdvanced."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, positive, negative, latent, seed, steps, cfg, s_churn, s_tmin, s_tmax, denoise):
+        require(model, "centre")
+        samples = latent["samples"]
+        channels = model.get_model_object("latent_format").latent_channels
+        if samples.ndim != 4 or samples.shape[1] != channels:
+            raise MicroCinemaError(
+                f"The latent is of shape {tuple(samples.shape)}, the model takes (frames, {channels}, height, width): "
+                "take the latent from Appearance Noise Prior Latent."
+            )
+        carried = [options[APPEARANCE] for _, options in positive if APPEARANCE in options]
+        if not carried:
+            raise MicroCinemaError(
+                "The conditioning carries no picture: pass it through Appearance Noise Prior Latent first."
+            )
+        mean = carried[0].lambda_ * model.model.process_latent_in(carried[0].latents)
+        device = comfy.model_management.get_torch_device()
+        options = {
+            "s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "mean": mean.to(device, torch.float32),
+            "generator": (generator := torch.Generator().manual_seed(seed)),
+        }  # fmt: skip
+        sigmas = paper_sigmas(steps, denoise)
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(cfg)
+        sampled = guider.sample(
+            torch.randn(samples.shape, generator=generator), samples, comfy.samplers.KSAMPLER(euler_edm, options),
+            sigmas, denoise_mask=latent.get("noise_mask"), callback=latent_preview.prepare_callback(model, steps),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
+        )  # fmt: skip
+        sampled = sampled.to(comfy.model_management.intermediate_device())
+        return io.NodeOutput({**latent, "samples": sampled}, sigmas)

@@ -1,0 +1,40 @@
+"""What all nodes share: a schema that older hosts can read, and the checks on what a person wires."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..microcinema_core.config import ModelConfig
+from ..microcinema_core.errors import MicroCinemaError
+
+CATEGORY = "MicroCinema"
+
+
+def schema(**fields) -> io.Schema:
+    """io.Schema without the fields that this host does not know yet; an unknown one would drop the whole pack."""
+    known = io.Schema.__dataclass_fields__
+    return io.Schema(category=CATEGORY, **{key: value for key, value in fields.items() if key in known})
+
+
+def require(model, condition: str) -> ModelConfig:
+    """The configuration of a MODEL of ours that animates ("centre") or interpolates ("ends")."""
+    config = getattr(model.model, "microcinema", None)
+    kinds = {"centre": "animates pictures (demo-base)", "ends": "interpolates (demo-interpolation)"}
+    if config is None:
+        raise MicroCinemaError(f"The model is none of MicroCinema's: load one that {kinds[condition]} with its Loader.")
+    if config.network.condition != condition:
+        other = kinds[config.network.condition]
+        raise MicroCinemaError(f"The model '{config.name}' {other}, wire one here that {kinds[condition]}.")
+    return config
+
+
+def check_images(images: torch.Tensor, least: int = 1) -> torch.Tensor:
+    """IMAGE (n, h, w, 3 or 4) as float32 RGB, or a sentence on what is wrong with it. Alpha is dropped."""
+    if images.shape[0] < least:
+        some = "is empty: wire at least one picture" if least == 1 else f"has {images.shape[0]} frame(s): wire {least}"
+        raise MicroCinemaError(f"The image batch {some}.")
+    images = images[..., :3].float()
+    if not torch.isfinite(images).all():
+        raise MicroCinemaError("The image holds NaN or infinite pixels: check the node that made it, or its precision.")
+    return images
