@@ -283,7 +283,7 @@ def load_clip(path: str | Path):
     config, tensors = read_config(path), _tensors(path, TEXT)
     if not tensors:
         return Absent(
-            f"'{Path(path).name}' holds no text encoder: take CLIP from Load CLIP or from the SD2.1 checkpoint's loader."
+            f"'{Path(path).name}' holds no text encoder: take CLIP from Load CLIP or from an SD2.1 checkpoint."
             if config.text
             else f"'{Path(path).name}' reads no text: leave CLIP unconnected."
         )

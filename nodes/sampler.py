@@ -63,10 +63,10 @@ class EulerSampler(io.ComfyNode):
                     tooltip="Fresh noise over all steps: γ† = min(s_churn / steps, √2 − 1) a step. The paper's is 0.",
                 ),
                 io.Float.Input(
-                    "s_tmin", default=0.0, min=0.0, max=1000.0, step=0.01, tooltip="Least sigma at which to churn.",
+                    "s_tmin", default=0.0, min=0.0, max=1000.0, step=0.01, tooltip="Least sigma to churn at.",
                 ),
                 io.Float.Input(
-                    "s_tmax", default=1000.0, min=0.0, max=1000.0, step=0.01, tooltip="Largest sigma at which to churn.",
+                    "s_tmax", default=1000.0, min=0.0, max=1000.0, step=0.01, tooltip="Largest sigma to churn at.",
                 ),
                 io.Float.Input(
                     "denoise", default=1.0, min=0.01, max=1.0, step=0.01,

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ..config import NetworkConfig
 from .layers import Downsample, ResBlock, SpatialTransformer, Upsample, sinusoids, zero
 
-
 # A ControlNet's residuals by place ("input", "middle", "output"), in lists that are used up from their ends.
 Control = dict[str, list[Tensor | None]]
 
