@@ -1,4 +1,4 @@
-"""Clips in and out: mp4 (H.264) and webm (VP9) through PyAV, gif and animated webp through Pillow.
+"""Clips in and out: mp4 (H.264) and webm (VP9) through PyAV, gif and animated webp through Pillow, and PNG sequences.
 
 A clip is (t, 3, h, w) float32 RGB in [0, 1] with a rate in frames per second. Equal clips give equal bytes.
 """
@@ -6,6 +6,7 @@ A clip is (t, 3, h, w) float32 RGB in [0, 1] with a rate in frames per second. E
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from av.codec.context import Flags
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageSequence
+from PIL.PngImagePlugin import PngInfo
 
 from . import images
 from .errors import MicroCinemaError
@@ -24,14 +26,17 @@ from .errors import MicroCinemaError
 # Encoder, its options, the container's options. No macroblock tree: with it, and with one thread as with four, x264 on
 # a processor with AVX-512 wrote different files for equal frames whose brightness changes.
 CODECS = {
-    ".mp4": ("libx264", {"crf": "14", "preset": "medium", "mbtree": "0"}, {"movflags": "+faststart+use_metadata_tags"}),
-    ".webm": ("libvpx-vp9", {"crf": "18", "b": "0"}, {}),
+    ".mp4": ("libx264", {"preset": "medium", "mbtree": "0"}, {"movflags": "+faststart+use_metadata_tags"}),
+    ".webm": ("libvpx-vp9", {"b": "0"}, {}),
 }
+CRF = {".mp4": (34, 14), ".webm": (46, 18)}  # at quality 0 and at 80
+SOUND = {".mp4": ("aac", "fltp", None), ".webm": ("libopus", "flt", 48_000)}  # encoder, its samples, its only rate
 TICKS = {".gif": 10, ".webp": 1}  # milliseconds: the unit in which these formats say how long a frame is shown
 MOST_FPS = {".mp4": 10_000, ".webm": 1000, ".gif": 50, ".webp": 1000}
 BT709 = 1  # its number in H.273, for primaries, transfer and matrix alike
 LIMITED = 1  # FFmpeg's AVCOL_RANGE_MPEG: black is 16 and white 235
 DESCRIPTION = 0x010E  # EXIF tag ImageDescription
+GRAPH_TAGS = {"prompt": 0x0110, "workflow": 0x010F}  # EXIF tags in which ComfyUI looks for a graph
 MOST_VALUES = 2**28  # read_video: 1 GiB of floats
 
 
@@ -43,13 +48,24 @@ def check_output(path: str | Path, fps: float | None = None) -> None:
         raise MicroCinemaError(f"'{path}' can hold {most} frames per second, not {fps:g}: lower the fps or write mp4")
 
 
+Audio = tuple[torch.Tensor, int]  # samples (channels, n) in [-1, 1], and how many make a second
+
+
 def write_video(
-    path: str | Path, frames: torch.Tensor | Iterable[torch.Tensor], fps: float, metadata: dict[str, Any] | None = None
+    path: str | Path,
+    frames: torch.Tensor | Iterable[torch.Tensor],
+    fps: float,
+    metadata: dict[str, Any] | None = None,
+    *,
+    quality: int = 80,
+    loop: int = 0,
+    audio: Audio | None = None,
 ) -> None:
     """Write frames (3, h, w), all of one size, as mp4, webm, gif or webp by the suffix of `path`.
 
-    mp4 and webm: 4:2:0, BT.709 in limited range, an odd side padded to even by repeating its last line.
-    gif and webp: equal neighbours are stored once and shown longer.
+    mp4 and webm: 4:2:0, BT.709 in limited range, an odd side padded to even by repeating its last line; `audio` (AAC,
+    Opus) is cut where the pictures end. gif and webp: played `loop` times, 0 for ever; equal neighbours are stored once
+    and shown longer. `quality` is 0 … 100; gif has none.
     Each entry of `metadata` becomes a tag of the file; values that are not text are written as JSON.
     The file appears whole, or not at all when `frames` raises. Raises MicroCinemaError as `check_output` does.
     """
@@ -59,9 +75,30 @@ def write_video(
     pictures = (images.to_bytes(frame) for frame in frames)
     with images.whole_file(path) as part:
         if path.suffix.lower() in CODECS:
-            _write_stream(part, pictures, fps, tags)
+            _write_stream(part, pictures, fps, tags, quality, audio)
         else:
-            _write_animation(part, list(pictures), fps, tags)
+            _write_animation(part, list(pictures), fps, tags, quality, loop)
+
+
+def write_sequence(
+    folder: str | Path, frames: torch.Tensor | Iterable[torch.Tensor], metadata: dict[str, str] | None = None
+) -> list[Path]:
+    """Write frames (3, h, w) as 00001.png, 00002.png, … into a new folder, which appears whole or not at all."""
+    folder = Path(folder)
+    if folder.exists():
+        raise MicroCinemaError(f"'{folder}' exists already: choose another name")
+    notes = PngInfo()
+    for key, value in (metadata or {}).items():
+        notes.add_text(key, value)
+    with images.whole_file(folder) as part:
+        part.mkdir()
+        try:
+            for index, frame in enumerate(frames, 1):
+                Image.fromarray(images.to_bytes(frame)).save(part / f"{index:05}.png", pnginfo=notes)
+        except BaseException:
+            shutil.rmtree(part)
+            raise
+    return sorted(folder.iterdir())
 
 
 def read_video(path: str | Path, size: tuple[int, int] | None = None) -> tuple[torch.Tensor, float]:
@@ -110,10 +147,15 @@ def _decoded(text: str) -> Any:
         return text
 
 
-def _write_stream(path: Path, pictures: Iterator[np.ndarray], fps: float, tags: dict[str, str]) -> None:
-    codec, options, container_options = CODECS[path.suffix.lower()]
+def _write_stream(
+    path: Path, pictures: Iterator[np.ndarray], fps: float, tags: dict[str, str], quality: int, audio: Audio | None
+) -> None:
+    suffix = path.suffix.lower()
+    codec, options, container_options = CODECS[suffix]
+    lowest, usual = CRF[suffix]
+    options = {**options, "crf": str(round(lowest + (usual - lowest) * quality / 80))}
     rate = Fraction(fps).limit_denominator(1001)  # keeps 30000/1001
-    stream = None
+    stream = sound = None
     # bitexact: no date and no library versions in the file
     with av.open(str(path), "w", options={"fflags": "+bitexact", **container_options}) as container:
         container.metadata.update(tags)
@@ -126,6 +168,9 @@ def _write_stream(path: Path, pictures: Iterator[np.ndarray], fps: float, tags: 
                 _tag_bt709(stream.codec_context)
                 stream.codec_context.flags |= Flags.bitexact
                 stream.codec_context.thread_count = 4  # fixed: the encoders' output depends on it
+                if audio:
+                    sound = container.add_stream(SOUND[suffix][0], rate=SOUND[suffix][2] or audio[1])
+                    sound.codec_context.flags |= Flags.bitexact
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
                 format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
             )
@@ -135,6 +180,22 @@ def _write_stream(path: Path, pictures: Iterator[np.ndarray], fps: float, tags: 
         if stream is None:
             raise MicroCinemaError("a clip without frames cannot be written: give at least one")
         container.mux(stream.encode())
+        if sound:
+            for frame in _sound_frames(audio, suffix, (index + 1) / rate):
+                container.mux(sound.encode(frame))
+            container.mux(sound.encode())
+
+
+def _sound_frames(audio: Audio, suffix: str, seconds: Fraction) -> Iterator[av.AudioFrame]:
+    samples, rate = audio
+    samples = samples[:2, : int(seconds * rate)].float().clamp(-1, 1).cpu().contiguous().numpy()
+    layout = "mono" if len(samples) == 1 else "stereo"
+    frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
+    frame.sample_rate, frame.pts = rate, 0
+    _, kind, only_rate = SOUND[suffix]
+    resampler = av.AudioResampler(kind, layout, only_rate or rate)
+    yield from resampler.resample(frame)
+    yield from resampler.resample(None)
 
 
 def _tag_bt709(target: av.VideoFrame | av.VideoCodecContext) -> None:
@@ -159,12 +220,14 @@ def _read_stream(path: Path) -> tuple[float, Iterator[np.ndarray]]:
     return float(rate), pictures()
 
 
-def _write_animation(path: Path, pictures: list[np.ndarray], fps: float, tags: dict[str, str]) -> None:
+def _write_animation(
+    path: Path, pictures: list[np.ndarray], fps: float, tags: dict[str, str], quality: int, loop: int
+) -> None:
     if not pictures:
         raise MicroCinemaError("a clip without frames cannot be written: give at least one")
     tick = TICKS[path.suffix.lower()]
     ends = [round(index * 1000 / fps / tick) * tick for index in range(len(pictures) + 1)]
-    options = {"save_all": True, "loop": 0, "duration": np.diff(ends).tolist()}
+    options = {"save_all": True, "loop": loop, "duration": np.diff(ends).tolist()}
     frames = [Image.fromarray(picture) for picture in pictures]
     description = json.dumps({"fps": fps, "tags": tags})
     if path.suffix.lower() == ".gif":
@@ -175,7 +238,10 @@ def _write_animation(path: Path, pictures: list[np.ndarray], fps: float, tags: d
     else:
         exif = Image.Exif()
         exif[DESCRIPTION] = description
-        options |= {"exif": exif, "quality": 90}
+        for key, tag in GRAPH_TAGS.items():
+            if key in tags:
+                exif[tag] = f"{key}:{tags[key]}"
+        options |= {"exif": exif, "quality": min(100, quality + 10)}
     frames[0].save(path, append_images=frames[1:], **options)
 
 

@@ -5,6 +5,7 @@ It holds no maths; that is `microcinema_core/`.
 
 from comfy_api.latest import ComfyExtension, io
 
+from .combine import VideoCombine
 from .interpolate import Interpolate
 from .loader import Loader
 from .prior import PriorLatent
@@ -13,7 +14,7 @@ from .sampler import EulerSampler
 
 class MicroCinema(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [Loader, PriorLatent, EulerSampler, Interpolate]
+        return [Loader, PriorLatent, EulerSampler, Interpolate, VideoCombine]
 
 
 async def comfy_entrypoint() -> MicroCinema:
