@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .checkpoint import LoadedModel, load_model
@@ -88,26 +89,42 @@ class Pipeline:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Frames (n, 3, h, w) → ((n−1)·(N−1)^passes + 1, 3, h, w), N = 5 the model's clip length.
+        """Frames (n, 3, h, w) of any size → ((n−1)·(N−1)^passes + 1, 3, h, w), N = 5 the model's clip length.
 
         Input frames come out unchanged at their places. Each window has a seed of its own, so the result does not
-        depend on how windows are batched.
+        depend on how windows are batched; a batch that a GPU's memory does not hold is halved.
         """
         self._require("ends")
         inner = self.config.network.frames - 1
         counts = [(len(frames) - 1) * inner**i for i in range(passes)]
         steps = self.config.steps if steps is None else steps
-        done, total = 0, sum(counts) * steps
+        done, total, most = 0, sum(counts) * steps, 4
+        height, width = frames.shape[2:]
+        frames = self._padded(frames)
         for index, windows in enumerate(counts):
-            out = [frames[:1]]
-            for start in range(0, windows, 4):
-                ends = torch.stack((frames[:-1], frames[1:]), 1)[start : start + 4]
+            out, start = [frames[:1]], 0
+            while start < windows:
+                ends = torch.stack((frames[:-1], frames[1:]), 1)[start : start + most]
                 seeds = [(seed * 1_000_003 + index) * 1_000_003 + start + i for i in range(len(ends))]
                 report = progress and _offset(progress, done, len(ends), total)
-                out.append(self._between(ends, steps, seeds, report))
+                try:
+                    out.append(self._between(ends, steps, seeds, report))
+                except torch.cuda.OutOfMemoryError:
+                    if len(ends) == 1:
+                        raise
+                    most = len(ends) // 2
+                    continue
                 done += len(ends) * steps
+                start += len(ends)
             frames = torch.cat(out)
-        return frames
+        return frames[:, :, :height, :width]
+
+    def _padded(self, frames: Tensor) -> Tensor:
+        """Last lines repeated until the sides are whole latent cells, and enough for the network's coarsest level."""
+        factor = self.config.autoencoder.factor
+        least = factor * 2 ** (len(self.config.network.channel_multipliers) - 1)
+        rows, columns = (max(least, -(-side // factor) * factor) - side for side in frames.shape[2:])
+        return F.pad(frames, (0, columns, 0, rows), mode="replicate") if rows or columns else frames
 
     def _between(self, ends: Tensor, steps: int, seeds: list[int], progress: Progress | None) -> Tensor:
         """Windows (b, 2, 3, h, w) → the frames after each first one, up to and including each second, unchanged."""

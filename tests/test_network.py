@@ -17,6 +17,7 @@ from microcinema_core.model import Condition, MicroCinemaUNet, SpatialUNet, para
 from microcinema_core.model.appearance import spread
 from microcinema_core.model.layers import ResBlock, attention
 from microcinema_core.model.temporal import TemporalConv, as_sheet, from_sheet
+from microcinema_core.model.unet import pooled
 from microcinema_core.schedule import NoiseSchedule
 
 TINY = NetworkConfig(
@@ -330,7 +331,7 @@ def test_motion_embedding_is_zero_at_the_centre_and_follows_the_text():
     net = randomised(MicroCinemaUNet(replace(TINY, motion_embedding=True)))
     context = torch.randn(2, 7, 12)
     with torch.no_grad():
-        added = net._embed_motion(context, 5).unflatten(0, (2, 5))
+        added = net._embed_motion(pooled(context), net._offsets(5)).unflatten(0, (2, 5))
         text = (context - context[:, 6:]).sum(dim=1) / 7**0.5
         first, second = text @ net.motion_first.weight.T, text @ net.motion_second.weight.T
     assert not added[:, 2].any()

@@ -67,6 +67,9 @@ class MicroCinemaUNet(SpatialUNet):
             self.motion_second = operations.Linear(config.context_dim, emb_dim, bias=False, **plain)
             for layer in (self.motion_first, self.motion_second):  # not at zero: behind it, every branch already is
                 nn.init.normal_(layer.weight, std=0.05)
+            self.motion_field = zero(
+                operations.Linear(config.context_dim, 3 * config.model_channels, bias=False, **plain)
+            )
 
     def encode_condition(self, latents: Tensor) -> Condition:
         """Latents (clips, k, C, h, w), scaled, free of noise: k = 1, the centre frame, or k = 2, first and last frame,
@@ -112,12 +115,13 @@ class MicroCinemaUNet(SpatialUNet):
             raise MicroCinemaError("This model needs a text: pass the text encoder's tokens as the context.")
 
         emb = self.embed_time(timesteps.repeat_interleave(rows // timesteps.shape[0]), x.dtype)
-        if self.config.motion_embedding:
-            emb = emb + self._embed_motion(context, frames)
-
         planes = spread(condition.planes, frames)
         h = self.input_blocks[0][0](x)
         h = (h.view(-1, *planes.shape) + planes).flatten(0, 2)
+        if self.config.motion_embedding:
+            text, tau = pooled(context), self._offsets(frames).to(x)
+            emb = emb + self._embed_motion(text, tau)
+            h = h + self._motion_planes(text, tau, h)
         modulations = [(spread(scale, frames), spread(shift, frames)) for scale, shift in condition.modulations]
         out = self.out(self.walk(h, emb, context, _Clips(frames, modulations), control))
         if self.config.residual_std is not None:
@@ -147,14 +151,24 @@ class MicroCinemaUNet(SpatialUNet):
     def run_transformer(self, layer, h, context, clips):
         return self.temporal_transformers[layer.index](layer(h, context), clips.frames)
 
-    def _embed_motion(self, context: Tensor, frames: int) -> Tensor:
-        """τ·A(p) + τ²·B(p), (b·t, E): p the pooled text, τ the frame's signed offset from the centre, ±1 at the ends of
-        a clip of the length the model was trained at. It hands the network the sign of time, which it otherwise learns
-        late: without it, 'left' and 'right' cost the same loss for long."""
-        half = max(self.config.frames - 1, 1) / 2
-        tau = ((torch.arange(frames, device=context.device) - (frames - 1) / 2) / half).to(context.dtype)[:, None]
-        text = pooled(context)
+    def _offsets(self, frames: int) -> Tensor:
+        """τ (t,): each frame's signed offset from the centre, ±1 at the ends of a clip of the trained length."""
+        return (torch.arange(frames) - (frames - 1) / 2) / (max(self.config.frames - 1, 1) / 2)
+
+    def _embed_motion(self, text: Tensor, tau: Tensor) -> Tensor:
+        """τ·A(p) + τ²·B(p), (b·t, E), for pooled texts p (b, 1, D). It hands the network the sign of time, which it
+        otherwise learns late: without it, 'left' and 'right' cost the same loss for long."""
+        tau = tau[:, None]
         return (tau * self.motion_first(text) + tau**2 * self.motion_second(text)).flatten(0, 1)
+
+    def _motion_planes(self, text: Tensor, tau: Tensor, h: Tensor) -> Tensor:
+        """τ·(C(p) + x·X(p) + y·Y(p)), of h's shape, x and y from -1 to 1 over the picture: a camera that zooms or
+        rolls moves every place in a way of its own, linear in x and y."""
+        height, width = h.shape[2:]
+        x, y = torch.linspace(-1, 1, width).to(h), torch.linspace(-1, 1, height).to(h)[:, None]
+        plain, across, down = self.motion_field(text)[:, :, :, None, None].chunk(3, dim=2)
+        planes = plain + across * x + down * y
+        return (tau[:, None, None, None] * planes).flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 
 def pooled(context: Tensor) -> Tensor:
