@@ -1,0 +1,97 @@
+"""A real ComfyUI server on the CPU with this pack in it, spoken to over HTTP as any client does."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parents[1]
+
+
+def find_host() -> Path | None:
+    """COMFYUI_PATH, comfy-cli's place, or the ComfyUI that this pack is installed in."""
+    named = os.environ.get("COMFYUI_PATH")
+    for place in (named and Path(named), Path.home() / "comfy" / "ComfyUI", PACK.parent.parent):
+        if place and (place / "main.py").is_file() and (place / "comfy").is_dir():
+            return place
+    return None
+
+
+def python_of(host: Path) -> Path:
+    """The host's own Python, in a virtual environment inside it."""
+    return next((p for p in (host / ".venv/bin/python", host / "venv/bin/python") if p.exists()), Path("python3"))
+
+
+class Server:
+    def __init__(self, host: Path, base: Path, *options: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        (base / "custom_nodes").mkdir(parents=True)
+        (base / "input").mkdir()
+        (base / "user").mkdir()
+        (base / "custom_nodes" / "any-name").symlink_to(PACK)
+        self.base, self.log_path = base, base / "server.log"
+        command = [str(python_of(host)), "main.py", "--cpu", "--base-directory", str(base), "--port", str(self.port)]
+        with self.log_path.open("w") as log:
+            self.process = subprocess.Popen([*command, *options], cwd=host, stdout=log, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + 300
+        while True:
+            try:
+                self.get("/system_stats")
+                return
+            except OSError:
+                alive = self.process.poll() is None and time.monotonic() < deadline
+                assert alive, self.log
+                time.sleep(0.5)
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+    def get(self, path: str) -> dict:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
+            return json.load(answer)
+
+    def post(self, path: str, content: dict) -> tuple[int, dict]:
+        data, headers = json.dumps(content).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, json.loads(answer.read() or "{}")
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read() or "{}")
+
+    def run(self, graph: dict) -> dict:
+        """Queue a graph in API form and wait for its entry in the history."""
+        status, answer = self.post("/prompt", {"prompt": graph})
+        assert status == 200, answer
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            history = self.get(f"/history/{answer['prompt_id']}")
+            if history:
+                return history[answer["prompt_id"]]
+            time.sleep(0.2)
+        raise AssertionError(f"the graph did not end in time\n{self.log[-2000:]}")
+
+    def error(self, graph: dict) -> str:
+        """The message that a graph, which must fail, fails with, as an API client gets it."""
+        status, answer = self.post("/prompt", {"prompt": graph})
+        if status != 200:
+            return json.dumps(answer)
+        deadline = time.monotonic() + 120
+        while not (history := self.get(f"/history/{answer['prompt_id']}")):
+            assert time.monotonic() < deadline, self.log[-2000:]
+            time.sleep(0.2)
+        messages = dict(history[answer["prompt_id"]]["status"]["messages"])
+        return messages["execution_error"]["exception_message"]
