@@ -83,15 +83,3 @@ class Server:
                 return history[answer["prompt_id"]]
             time.sleep(0.2)
         raise AssertionError(f"the graph did not end in time\n{self.log[-2000:]}")
-
-    def error(self, graph: dict) -> str:
-        """The message that a graph, which must fail, fails with, as an API client gets it."""
-        status, answer = self.post("/prompt", {"prompt": graph})
-        if status != 200:
-            return json.dumps(answer)
-        deadline = time.monotonic() + 120
-        while not (history := self.get(f"/history/{answer['prompt_id']}")):
-            assert time.monotonic() < deadline, self.log[-2000:]
-            time.sleep(0.2)
-        messages = dict(history[answer["prompt_id"]]["status"]["messages"])
-        return messages["execution_error"]["exception_message"]
