@@ -239,6 +239,9 @@ class Trainer:
             keys = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
             if keys["step"] in tensors:
                 self.optimizer.state[parameter] = {key: tensors[saved] for key, saved in keys.items()}
+                for key in ("exp_avg", "exp_avg_sq"):  # the fused optimiser wants them laid out as the parameter is
+                    laid_out = torch.empty_like(parameter).copy_(tensors[keys[key]])
+                    self.optimizer.state[parameter][key] = laid_out.detach()
         if self.rank == 0 and self.log_path.exists():  # what a killed run had logged after its last save comes again
             rows = self.log_path.read_text().splitlines(keepends=True)
             self.log_path.write_text("".join(row for row in rows if _step_of(row) <= self.step))
