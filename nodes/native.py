@@ -26,7 +26,7 @@ from ..microcinema_core.config import ModelConfig
 from ..microcinema_core.errors import MicroCinemaError
 from ..microcinema_core.model import Condition, MicroCinemaUNet
 from ..microcinema_core.model.autoencoder import Autoencoder
-from ..microcinema_core.model.text import TextEncoder
+from ..microcinema_core.model.text import TextEncoder, WordTokens
 from ..microcinema_core.prior import prior_mean
 
 APPEARANCE = "microcinema_appearance"  # the conditioning's key
@@ -233,7 +233,7 @@ class Words:
     """Words to tokens with weights, as the host's tokenizers give them."""
 
     def __init__(self, config):
-        self.words = TextEncoder(config).tokenizer
+        self.words = WordTokens(config)
 
     def tokenize_with_weights(self, text, return_word_ids=False, **kwargs):
         parts = comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0)
@@ -281,9 +281,9 @@ class Target:
 def load_clip(path: str | Path):
     """The file's text tower as CLIP, or what tells a person that there is none."""
     config, tensors = read_config(path), _tensors(path, TEXT)
-    if not tensors:
+    if not tensors or config.text.tokenizer is None:  # CLIP's own tower is the host's to load
         return Absent(
-            f"'{Path(path).name}' holds no text encoder: take CLIP from Load CLIP or from an SD2.1 checkpoint."
+            f"'{Path(path).name}' holds no text encoder with words of its own: take CLIP from Load CLIP or from an SD2.1 checkpoint."
             if config.text
             else f"'{Path(path).name}' reads no text: leave CLIP unconnected."
         )

@@ -96,9 +96,10 @@ class EulerSampler(io.ComfyNode):
             )
         mean = carried[0].lambda_ * model.model.process_latent_in(carried[0].latents)
         device = comfy.model_management.get_torch_device()
+        generator = torch.Generator().manual_seed(seed)
         options = {
             "s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "mean": mean.to(device, torch.float32),
-            "generator": (generator := torch.Generator().manual_seed(seed)),
+            "generator": generator,
         }  # fmt: skip
         sigmas = paper_sigmas(steps, denoise)
         guider = comfy.samplers.CFGGuider(model)

@@ -99,7 +99,8 @@ class MicroCinemaUNet(SpatialUNet):
         control: Control | None = None,
     ) -> Tensor:
         """x (b·t, C, h, w), timesteps (b·t,) or (b,), context (b, L, D) once per clip, condition of b or fewer clips:
-        a batch of two guidance halves [half 0's clips …, half 1's clips …] shares one.
+        a batch of two guidance halves [half 0's clips …, half 1's clips …] shares one. control: a ControlNet's
+        residuals, used up.
 
         Returns (b·t, C, h, w), the raw output in the model's parameterisation. Raises MicroCinemaError when a batch
         cannot be divided into clips, or clips among conditions.
