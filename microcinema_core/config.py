@@ -60,7 +60,9 @@ class NetworkConfig:
     condition: Literal["centre", "ends"] = "centre"
     scale_shift_norm: bool = False  # the time embedding scales and shifts, instead of only shifting as in SD
     residual_std: float | None = None  # v only: the layers predict what differs from the condition; its size in latents
-    motion_embedding: bool = False  # adds τ·A(text) + τ²·B(text) to the time embedding, τ = signed frame offset
+    # Adds τ·A(text) + τ²·B(text) to the time embedding, τ = signed frame offset, and to the first features a field that
+    # is linear in τ and in the place.
+    motion_embedding: bool = False
 
 
 @dataclass(frozen=True)

@@ -282,11 +282,10 @@ def load_clip(path: str | Path):
     """The file's text tower as CLIP, or what tells a person that there is none."""
     config, tensors = read_config(path), _tensors(path, TEXT)
     if not tensors or config.text.tokenizer is None:  # CLIP's own tower is the host's to load
-        return Absent(
-            f"'{Path(path).name}' holds no text encoder with words of its own: take CLIP from Load CLIP or from an SD2.1 checkpoint."
-            if config.text
-            else f"'{Path(path).name}' reads no text: leave CLIP unconnected."
-        )
+        name = Path(path).name
+        if config.text is None:
+            return Absent(f"'{name}' reads no text: leave CLIP unconnected.")
+        return Absent(f"'{name}' brings no text encoder of its own: take CLIP from Load CLIP or an SD2.1 checkpoint.")
     clip = comfy.sd.CLIP(Target(config.text), model_options={"dtype": torch.float32})
     _check(path, tensors, clip.cond_stage_model.text)
     clip.load_sd({f"text.{key}": value for key, value in tensors.items()}, full_model=True)
