@@ -33,7 +33,7 @@ BUNDLED = next(
 @dataclass
 class LoadedModel:
     config: ModelConfig
-    network: MicroCinemaUNet
+    network: MicroCinemaUNet | None  # None only when an autoencoder alone is saved
     autoencoder: Autoencoder | None
     text: TextEncoder | None
 
@@ -85,20 +85,34 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torc
     if config.text and any(key.startswith(TEXT) for key in tensors):
         parts[TEXT] = TextEncoder(config.text)
     for prefix, module in parts.items():
-        if module is None:
-            continue
-        state = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
-        try:
-            module.load_state_dict(state)
-        except RuntimeError as error:
-            problem = str(error).splitlines()[-1].strip()
-            raise MicroCinemaError(
-                f"'{path}' does not hold what its header says ({problem}): fetch it again"
-            ) from error
-        module.eval().requires_grad_(False).to(device, dtype, memory_format=torch.channels_last)
+        if module is not None:
+            state = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
+            _fill(module, state, path)
+            module.to(device, dtype, memory_format=torch.channels_last)
     if tensors:
         raise MicroCinemaError(f"'{path}' holds an unknown tensor '{min(tensors)}': it is of another version")
     return LoadedModel(config, network, parts[AUTOENCODER], parts[TEXT])
+
+
+def load_autoencoder(path: str | Path) -> Autoencoder:
+    """The autoencoder of any file of ours, without reading the rest. Raises MicroCinemaError where there is none."""
+    autoencoder = Autoencoder(read_config(path).autoencoder)
+    with safe_open(path, "pt") as file:
+        keys = [key for key in file.keys() if key.startswith(AUTOENCODER)]  # noqa: SIM118 (a safe_open is no dict)
+        state = {key.removeprefix(AUTOENCODER): file.get_tensor(key).float() for key in keys}
+    if not state:
+        raise MicroCinemaError(f"'{path}' holds no autoencoder: use that of configs/demo-autoencoder.toml")
+    return _fill(autoencoder, state, path).to(memory_format=torch.channels_last)
+
+
+def _fill(module: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> nn.Module:
+    """The module with these tensors, for inference."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        problem = str(error).splitlines()[-1].strip()
+        raise MicroCinemaError(f"'{path}' does not hold what its header says ({problem}): fetch it again") from error
+    return module.eval().requires_grad_(False)
 
 
 def save_model(path: Path, model: LoadedModel, dtype: torch.dtype = torch.float16) -> None:

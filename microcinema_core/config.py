@@ -60,9 +60,8 @@ class NetworkConfig:
     condition: Literal["centre", "ends"] = "centre"
     scale_shift_norm: bool = False  # the time embedding scales and shifts, instead of only shifting as in SD
     residual_std: float | None = None  # v only: the layers predict what differs from the condition; its size in latents
-    # Adds τ·A(text) + τ²·B(text) to the time embedding, τ = signed frame offset, and to the first features a field that
-    # is linear in τ and in the place.
-    motion_embedding: bool = False
+    motion_embedding: bool = False  # adds τ·A(text) + τ²·B(text) to the time embedding, τ = signed frame offset
+    forward_warp: bool = False  # with residual_std: what differs from the condition, moved along paths told by the text
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,8 @@ class ModelConfig:
     def __post_init__(self):
         if self.network.residual_std is not None and self.parameterization != "v":
             raise ValueError("residual_std needs parameterization v")
+        if self.network.forward_warp and self.network.residual_std is None:
+            raise ValueError("forward_warp needs residual_std")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -141,7 +142,7 @@ _DEMO_AUTOENCODER = AutoencoderConfig(
 _DEMO_NETWORK = NetworkConfig(
     latent_channels=16, model_channels=64, channel_multipliers=(1, 1, 1), res_blocks=1, attention_levels=(1, 2),
     head_channels=32, norm_groups=4, context_dim=128, scale_shift_norm=True, residual_std=0.5,
-    motion_embedding=True,
+    motion_embedding=True, forward_warp=True,
 )  # fmt: skip
 
 BASE = ModelConfig(name="base")
@@ -156,8 +157,8 @@ DEMO_BASE = ModelConfig(
 DEMO_INTERPOLATION = replace(
     DEMO_BASE, name="demo-interpolation", text=None, fps=8.0, cfg=1.0, steps=1,
     network=replace(
-        _DEMO_NETWORK, channel_multipliers=(1, 1), attention_levels=(1,), context_dim=None, frames=5, condition="ends",
-        motion_embedding=False, residual_std=0.2,
+        _DEMO_NETWORK, model_channels=48, head_channels=24, channel_multipliers=(1, 1), attention_levels=(1,),
+        context_dim=None, frames=5, condition="ends", motion_embedding=False, residual_std=0.2,
     ),
 )  # fmt: skip
 

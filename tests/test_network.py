@@ -305,8 +305,12 @@ VARIANTS = {
     "scale-shift": replace(TINY, scale_shift_norm=True),
     "motion": replace(TINY, motion_embedding=True),
     "no text": replace(ENDS, context_dim=None),
+    "warp": replace(TINY, forward_warp=True, residual_std=0.5),
+    "warp between ends": replace(ENDS, context_dim=None, forward_warp=True, residual_std=0.5),
     "deep": replace(TINY, temporal_conv_depth=4),
-    "like the demo": replace(TINY, scale_shift_norm=True, motion_embedding=True, latent_channels=16),
+    "like the demo": replace(
+        TINY, scale_shift_norm=True, motion_embedding=True, forward_warp=True, residual_std=0.5, latent_channels=16
+    ),
 }
 
 
@@ -483,7 +487,7 @@ def test_residual_preconditioning_turns_edms_target_into_v(config):
     noisy, rho = alpha * clips + sigma * noise, 0.5
     q = (alpha**2 * rho**2 + sigma**2).sqrt()
     target = (clips - still - rho**2 * alpha / q**2 * (noisy - alpha * still)) * q / (rho * sigma)
-    v = net._around(target.flatten(0, 1), noisy.flatten(0, 1), timesteps, still)
+    v = net._around(target.flatten(0, 1), noisy.flatten(0, 1), timesteps, still.flatten(0, 1))
     torch.testing.assert_close(v, (alpha * noise - sigma * clips).flatten(0, 1), atol=1e-4, rtol=1e-4)
 
 

@@ -18,7 +18,7 @@ _PARTS = {
     "condition_in": "condition input",
     "motion_first": "motion embedding",
     "motion_second": "motion embedding",
-    "motion_field": "motion embedding",
+    "forward_warp": "forward warp",
     "temporal_convs": "temporal convolutions",
     "temporal_transformers": "temporal transformers",
 }

@@ -21,6 +21,7 @@ from .appearance import AppearNet, Condition, spread
 from .layers import zero
 from .spatial import Control, SpatialUNet, heads_of
 from .temporal import TemporalConv, TemporalTransformer
+from .warp import ForwardWarp
 
 _SCHEDULE = NoiseSchedule()
 
@@ -67,9 +68,8 @@ class MicroCinemaUNet(SpatialUNet):
             self.motion_second = operations.Linear(config.context_dim, emb_dim, bias=False, **plain)
             for layer in (self.motion_first, self.motion_second):  # not at zero: behind it, every branch already is
                 nn.init.normal_(layer.weight, std=0.05)
-            self.motion_field = zero(
-                operations.Linear(config.context_dim, 3 * config.model_channels, bias=False, **plain)
-            )
+        if config.forward_warp:
+            self.forward_warp = ForwardWarp(config, **kw)
 
     def encode_condition(self, latents: Tensor) -> Condition:
         """Latents (clips, k, C, h, w), scaled, free of noise: k = 1, the centre frame, or k = 2, first and last frame,
@@ -82,11 +82,15 @@ class MicroCinemaUNet(SpatialUNet):
                 f"{'centre frame' if expected == 1 else 'first and the last frame'}."
             )
         pictures = latents.flatten(0, 1)
+        features = self.appearance(pictures)
         modulations = []
-        for injection, feature in zip(self.appearance_injections, self.appearance(pictures), strict=True):
+        for injection, feature in zip(self.appearance_injections, features, strict=True):
             gamma, beta = injection(feature).unflatten(0, (clips, k)).chunk(2, dim=2)
             modulations.append((1 + gamma, beta))
-        return Condition(latents, self.condition_in(pictures).unflatten(0, (clips, k)), modulations)
+        points = None
+        if self.config.forward_warp:
+            points = self.forward_warp.read_points(latents, features[-1].unflatten(0, (clips, k)))
+        return Condition(latents, self.condition_in(pictures).unflatten(0, (clips, k)), modulations, points)
 
     def forward(
         self,
@@ -119,19 +123,24 @@ class MicroCinemaUNet(SpatialUNet):
         planes = spread(condition.planes, frames)
         h = self.input_blocks[0][0](x)
         h = (h.view(-1, *planes.shape) + planes).flatten(0, 2)
+        text, tau = pooled(context) if context is not None else None, self._offsets(frames).to(x)
         if self.config.motion_embedding:
-            text, tau = pooled(context), self._offsets(frames).to(x)
             emb = emb + self._embed_motion(text, tau)
-            h = h + self._motion_planes(text, tau, h)
+        if self.config.forward_warp:
+            since = tau[None] if condition.planes.shape[1] == 1 else torch.stack([tau - tau[0], tau - tau[-1]])
+            change, moved = self.forward_warp(condition.points, text, since.float())
+            h = h + change
         modulations = [(spread(scale, frames), spread(shift, frames)) for scale, shift in condition.modulations]
         out = self.out(self.walk(h, emb, context, _Clips(frames, modulations), control))
         if self.config.residual_std is not None:
-            out = self._around(out, x, timesteps, spread(condition.latents, frames))
+            still = spread(condition.latents, frames).flatten(0, 1)
+            still = still.repeat(rows // still.shape[0], 1, 1, 1)
+            out = self._around(out, x, timesteps, still + moved if self.config.forward_warp else still)
         return out
 
-    def _around(self, out: Tensor, x: Tensor, timesteps: Tensor, still: Tensor) -> Tensor:
+    def _around(self, out: Tensor, x: Tensor, timesteps: Tensor, expected: Tensor) -> Tensor:
         """The layers' output F as v of the clip, F being the residual r = z_0 − z̄ of std ρ, preconditioned after Karras
-        et al. (2022, table 1) in VP form; z̄ is the condition spread over the frames, `still` (clips, t, C, h, w):
+        et al. (2022, table 1) in VP form; z̄ is the condition spread over the frames, and moved by a forward warp:
 
         v = √ᾱ·√(1−ᾱ)·(1−ρ²)/q²·(z_t − √ᾱ·z̄) − √(1−ᾱ)·z̄ − ρ/q·F,  q² = ᾱρ² + 1 − ᾱ.
 
@@ -142,9 +151,8 @@ class MicroCinemaUNet(SpatialUNet):
         sigma = sigma.repeat_interleave(out.shape[0] // sigma.shape[0]).view(-1, 1, 1, 1)
         alpha, rho = (1 - sigma**2).sqrt(), self.config.residual_std
         q = (alpha**2 * rho**2 + sigma**2).sqrt()
-        still = still.flatten(0, 1).repeat(out.shape[0] // still.shape[:2].numel(), 1, 1, 1)
         skip = alpha * sigma * (1 - rho**2) / q**2
-        return skip * (x - alpha * still) - sigma * still - rho / q * out
+        return skip * (x - alpha * expected) - sigma * expected - rho / q * out
 
     def run_res(self, layer, h, emb, clips):
         return self.temporal_convs[layer.index](layer(h, emb, clips.modulations[layer.index]), clips.frames)
@@ -161,15 +169,6 @@ class MicroCinemaUNet(SpatialUNet):
         otherwise learns late: without it, 'left' and 'right' cost the same loss for long."""
         tau = tau[:, None]
         return (tau * self.motion_first(text) + tau**2 * self.motion_second(text)).flatten(0, 1)
-
-    def _motion_planes(self, text: Tensor, tau: Tensor, h: Tensor) -> Tensor:
-        """τ·(C(p) + x·X(p) + y·Y(p)), of h's shape, x and y from -1 to 1 over the picture: a camera that zooms or
-        rolls moves every place in a way of its own, linear in x and y."""
-        height, width = h.shape[2:]
-        x, y = torch.linspace(-1, 1, width).to(h), torch.linspace(-1, 1, height).to(h)[:, None]
-        plain, across, down = self.motion_field(text)[:, :, :, None, None].chunk(3, dim=2)
-        planes = plain + across * x + down * y
-        return (tau[:, None, None, None] * planes).flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 
 def pooled(context: Tensor) -> Tensor:

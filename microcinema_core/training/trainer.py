@@ -9,10 +9,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ..checkpoint import LoadedModel, load_model, save_model
+from ..checkpoint import LoadedModel, load_autoencoder, save_model
 from ..config import CONFIGS
 from ..errors import MicroCinemaError
-from ..model import MicroCinemaUNet
 from .autoencoder import train_autoencoder
 from .diffusion import train_diffusion
 from .loop import TrainingConfig
@@ -80,12 +79,9 @@ def _run(config: TrainingConfig, folder: Path) -> None:
     model_config, scenes = CONFIGS[config.model], folder.parent / "scenes"
     if config.task == "autoencoder":
         autoencoder = train_autoencoder(config, model_config, folder, scenes)
-        # The network of this file is untrained: the trainings that follow read its autoencoder only.
-        model = LoadedModel(model_config, MicroCinemaUNet(model_config.network), autoencoder, None)
+        model = LoadedModel(model_config, None, autoencoder, None)
     else:
-        autoencoder = load_model(_autoencoder_file(config, folder)).autoencoder
-        if autoencoder is None:
-            raise MicroCinemaError(f"'{config.autoencoder}' holds no autoencoder: use that of demo-autoencoder.toml")
+        autoencoder = load_autoencoder(_autoencoder_file(config, folder))
         model = train_diffusion(config, model_config, autoencoder, folder, scenes)
     if not dist.is_initialized() or dist.get_rank() == 0:
         result = _result(config, folder)
