@@ -72,14 +72,39 @@ class Server:
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read() or "{}")
 
-    def run(self, graph: dict) -> dict:
-        """Queue a graph in API form and wait for its entry in the history."""
-        status, answer = self.post("/prompt", {"prompt": graph})
-        assert status == 200, answer
-        deadline = time.monotonic() + 300
+    def queue(self, graph: dict, **extra) -> tuple[int, dict]:
+        return self.post("/prompt", {"prompt": graph, **extra})
+
+    def wait(self, prompt_id: str, seconds: float = 300) -> dict:
+        """The entry of the history, once the prompt has ended."""
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            history = self.get(f"/history/{answer['prompt_id']}")
-            if history:
-                return history[answer["prompt_id"]]
-            time.sleep(0.2)
+            if history := self.get(f"/history/{prompt_id}"):
+                return history[prompt_id]
+            time.sleep(0.1)
         raise AssertionError(f"the graph did not end in time\n{self.log[-2000:]}")
+
+    def run(self, graph: dict, **extra) -> dict:
+        """Run a graph in API form to its end: outputs by node."""
+        status, answer = self.queue(graph, **extra)
+        assert status == 200 and not answer["node_errors"], answer
+        entry = self.wait(answer["prompt_id"])
+        assert entry["status"]["status_str"] == "success", entry["status"]
+        return entry["outputs"]
+
+    def error(self, graph: dict) -> str:
+        """What a client is told about a graph that cannot run, when it is queued or while it runs."""
+        status, answer = self.queue(graph)
+        if status != 200:
+            found = [error for node in answer["node_errors"].values() for error in node["errors"]]
+            return " ".join(f"{error['message']}: {error['details']}" for error in found)
+        messages = dict(self.wait(answer["prompt_id"])["status"]["messages"])
+        return messages["execution_error"]["exception_message"]
+
+    def memory(self) -> int:
+        """Resident bytes of the server."""
+        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    def files(self, shown: list[dict]) -> list[Path]:
+        return [self.base / file["type"] / file["subfolder"] / file["filename"] for file in shown]

@@ -14,7 +14,7 @@ from microcinema_core import __version__, checkpoint, video
 from microcinema_core.cli import main
 
 ROOT = Path(__file__).parents[1]
-PHOTO = str(ROOT / "examples" / "photo.jpg")
+PHOTO = str(ROOT / "pictures" / "photo.jpg")
 PROMPT = "the camera zooms in"
 
 

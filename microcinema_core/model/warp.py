@@ -1,4 +1,4 @@
-"""Appearance that moves: the bundled models' shortcut to motion. The condition's latents go where each frame shows them.
+"""Appearance that moves: the bundled models' shortcut to motion. Latents of the condition go where a frame shows them.
 
 Forward warping with soft visibility: Niklaus and Liu, "Softmax Splatting for Video Frame Interpolation" (CVPR 2020).
 """

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ..pipeline import Pipeline
 
 EVALUATION_SEEDS = range(1_000_000_000, 1_001_000_000)  # of scenes; training draws its own from seeds below
-PHOTOGRAPHS = Path(__file__).parent / "photographs"  # licences: examples/README.md; never used in training
+PHOTOGRAPHS = Path(__file__).parent / "photographs"  # licences: pictures/README.md; never used in training
 INTERPOLATION_MODEL = "demo-interpolation"
 GAMMAS = (-0.03, -0.01, 0.0, 0.02, 0.04)
 GAMMA_SCENES = 16
