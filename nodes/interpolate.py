@@ -96,9 +96,8 @@ class Interpolate(io.ComfyNode):
 
     @staticmethod
     def _check_vae(vae, config) -> None:
-        channels = getattr(vae, "latent_channels", None)
-        if channels != config.autoencoder.latent_channels:
+        found, wanted = vae.latent_channels, config.autoencoder.latent_channels
+        if found != wanted:
             raise MicroCinemaError(
-                f"The VAE has {channels} latent channels, the model {config.autoencoder.latent_channels}: wire the VAE "
-                "that belongs to it."
+                f"The VAE has {found} latent channels, the model {wanted}: wire the VAE that belongs to it."
             )

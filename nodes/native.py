@@ -151,6 +151,11 @@ class EncodedCond(comfy.conds.CONDRegular):
         return [1, sum(scale.numel() + shift.numel() for scale, shift in self.cond.modulations)]
 
 
+# Building a module draws its first weights, which the file's replace: the host's random state is left as it was.
+unnoticed = torch.random.fork_rng(devices=[])
+
+
+@unnoticed
 def load_model(path: str | Path, options: dict, disable_dynamic: bool = False):
     """The file's network as the host's ModelPatcher; `options` as its own loaders take them: dtype."""
     config, tensors = read_config(path), _tensors(path, NETWORK)
@@ -278,6 +283,7 @@ class Target:
         self.tokenizer = lambda **kw: Words(config)
 
 
+@unnoticed
 def load_clip(path: str | Path):
     """The file's text tower as CLIP, or what tells a person that there is none."""
     config, tensors = read_config(path), _tensors(path, TEXT)
@@ -305,6 +311,7 @@ class HostAutoencoder(Autoencoder):
         return super().decode(latents * self.config.scale) * 2 - 1
 
 
+@unnoticed
 def load_vae(path: str | Path):
     """The file's autoencoder as VAE, or what tells a person that there is none."""
     config, tensors = read_config(path), _tensors(path, AUTOENCODER)
@@ -334,13 +341,17 @@ def load_vae(path: str | Path):
 class Absent:
     """Stands for a part that the file does not hold; whoever uses it is told where to get one."""
 
+    _message = ""  # of a copy in the making
+
     def __init__(self, message: str):
         self._message = message
 
     def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise MicroCinemaError(self._message)
+        raise AbsentPart(self._message)
+
+
+class AbsentPart(MicroCinemaError, AttributeError):
+    """Also an AttributeError, for the host looks into all outputs with getattr and hasattr."""
 
 
 def _tensors(path, prefix: str) -> dict[str, Tensor]:

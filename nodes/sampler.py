@@ -9,6 +9,7 @@ import comfy.utils
 import latent_preview
 import torch
 from comfy_api.latest import io
+from tqdm import tqdm
 
 from ..microcinema_core.errors import MicroCinemaError
 from ..microcinema_core.samplers import sample_euler_edm
@@ -18,17 +19,22 @@ from .schema import require, schema
 
 
 def euler_edm(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
-    """The core's sampler under the signature of the host's."""
-    ones = x.new_ones(x.shape[0])
+    """The core's sampler under the signature of the host's, with its bar on the console and its callback."""
+    ones, current = x.new_ones(x.shape[0]), x
+    with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
 
-    def denoise(x, sigma):
-        return model(x, sigma * ones, **(extra_args or {}))
+        def denoise(x, sigma):
+            nonlocal current
+            current = x
+            return model(x, sigma * ones, **(extra_args or {}))
 
-    def report(i, denoised):
-        if callback:
-            callback({"i": i, "denoised": denoised, "x": x, "sigma": sigmas[i], "sigma_hat": sigmas[i]})
+        def report(i, denoised):
+            bar.update()
+            if callback:
+                sigma = sigmas[i]
+                callback({"i": i, "denoised": denoised, "x": current, "sigma": sigma, "sigma_hat": sigma})
 
-    return sample_euler_edm(denoise, x, sigmas, report, **options)
+        return sample_euler_edm(denoise, x, sigmas, report, **options)
 
 
 def paper_sigmas(steps: int, denoise: float = 1.0) -> torch.Tensor:

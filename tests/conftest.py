@@ -1,4 +1,4 @@
-"""Models small enough to build and run in a test, with no parameter left at zero."""
+"""What tests share: models small enough to build and run, with no parameter left at zero, and a real ComfyUI."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from host import HOST, PACK, Server
+from PIL import Image
 from torch import nn
 
 from microcinema_core.checkpoint import LoadedModel
@@ -68,3 +70,14 @@ def tiny_ends_model(tiny_ends_config) -> LoadedModel:
 def small_clips() -> list[Clip]:
     """The first 300 scenes, too small to see, for what their captions say."""
     return [draw_clip(seed, frames=1, size=12) for seed in range(300)]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A running ComfyUI with this pack and a photograph under the name of the host's own example."""
+    if HOST is None:
+        pytest.skip("no ComfyUI: set COMFYUI_PATH")
+    running = Server(HOST, tmp_path_factory.mktemp("host") / "base")
+    Image.open(PACK / "pictures" / "photo.jpg").save(running.base / "input" / "example.png")
+    yield running
+    running.stop()

@@ -9,6 +9,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+import warnings
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parents[1]
@@ -21,6 +22,11 @@ def find_host() -> Path | None:
         if place and (place / "main.py").is_file() and (place / "comfy").is_dir():
             return place
     return None
+
+
+HOST = find_host()
+if HOST is None:
+    warnings.warn("NO ComfyUI FOUND: the host tests are SKIPPED. Set COMFYUI_PATH to a ComfyUI checkout.", stacklevel=1)
 
 
 def python_of(host: Path) -> Path:

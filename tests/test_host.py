@@ -2,15 +2,13 @@
 
 import json
 import os
-import shutil
 import subprocess
 import time
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from host import PACK, Server, find_host, python_of
+from host import HOST, PACK, python_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -23,18 +21,7 @@ NODES = (
     "MicroCinemaVideoCombine",
 )  # fmt: skip
 SNAPSHOT = Path(__file__).with_name("object_info.json")
-HOST = find_host()
-if HOST is None:
-    warnings.warn("NO ComfyUI FOUND: the host tests are SKIPPED. Set COMFYUI_PATH to a ComfyUI checkout.", stacklevel=1)
-pytestmark = pytest.mark.skipif(HOST is None, reason="no ComfyUI: set COMFYUI_PATH")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    running = Server(HOST, tmp_path_factory.mktemp("host") / "base")
-    Image.open(PACK / "pictures" / "photo.jpg").save(running.base / "input" / "example.png")
-    yield running
-    running.stop()
+pytestmark = pytest.mark.usefixtures("server")
 
 
 def template(name: str, **changed) -> dict:
@@ -141,8 +128,11 @@ def test_a_template_runs_to_a_file_that_holds_it(server, name, size):
     frames, fps = video.read_video(path)
     assert frames.shape == (33, 3, *size)
     assert fps == 8
-    assert video.read_metadata(path)["prompt"] == made
-    assert video.read_metadata(path)["workflow"] == {"name": name}
+    held = video.read_metadata(path)
+    for node in held["prompt"].values():
+        node.pop("is_changed", None)  # the host's own note
+    assert held["prompt"] == made
+    assert held["workflow"] == {"name": name}
     assert not leftovers(server)
 
 
@@ -193,7 +183,12 @@ def test_weights_of_less_precision_give_nearly_the_same(server, weights):
 @pytest.mark.parametrize("kind", ["mp4 (h264)", "webm (vp9)", "webp (animated)", "gif", "png sequence"])
 def test_video_combine_writes_every_format_of_odd_size(server, kind):
     made = {
-        "frames": {"class_type": "EmptyImage", "inputs": {"width": 97, "height": 95, "batch_size": 5, "color": 255}},
+        colour: {"class_type": "EmptyImage", "inputs": {"width": 97, "height": 95, "batch_size": 1, "color": number}}
+        for colour, number in (("blue", 255), ("black", 0), ("green", 65280))
+    }
+    made |= {
+        "two": {"class_type": "ImageBatch", "inputs": {"image1": ["blue", 0], "image2": ["black", 0]}},
+        "frames": {"class_type": "ImageBatch", "inputs": {"image1": ["two", 0], "image2": ["green", 0]}},
         "video": {"class_type": "MicroCinemaVideoCombine", "inputs": {
             "images": ["frames", 0], "fps": 10.0, "format": kind, "quality": 80, "loop_count": 0, "ping_pong": True,
             "filename_prefix": f"formats/{kind[:4].strip()}", "save": True}},
@@ -202,13 +197,13 @@ def test_video_combine_writes_every_format_of_odd_size(server, kind):
     written = [path for path in (server.base / "output" / "formats").rglob(f"{kind[:4].strip()}*") if path.is_file()]
     assert len(written) == (1 if kind != "png sequence" else 0) and all(path.is_file() for path in paths)
     if kind == "png sequence":
-        assert len(paths) == 8
+        assert len(paths) == 4
         with Image.open(paths[0]) as picture:
             assert picture.size == (97, 95) and json.loads(picture.info["prompt"]) == made
         return
     [path] = paths
     with Image.open(path) if kind in ("gif", "webp (animated)") else video_of(path) as found:
-        assert found.n_frames == 8
+        assert found.n_frames == 4
         assert found.size == ((97, 95) if kind in ("gif", "webp (animated)") else (98, 96))
     if kind != "gif":
         assert video.read_metadata(path)["prompt"] == made
@@ -237,7 +232,7 @@ class video_of:
     [
         ({"prior__width": 100}, ["100×96", "multiples of 8"]),
         ({"prior__frames": 1}, ["frames", "2"]),
-        ({"positive__text": "a xylophone"}, ["'xylophone'", "it knows"]),
+        ({"positive__text": "xylophones explode"}, ["'xylophones'", "it knows"]),
         ({"loader__model_name": "demo-interpolation (bundled)"}, ["reads no text", "leave CLIP unconnected"]),
         ({"between__model": ["loader", 0]}, ["'demo-base' animates pictures", "interpolates"]),
         ({"sampler__model": ["ends", 0]}, ["'demo-interpolation' interpolates", "animates"]),
@@ -275,7 +270,8 @@ def test_only_whole_files_of_ours_are_listed_and_a_truncated_one_is_told(server)
     (folder / "mine.safetensors").write_bytes(whole[: len(whole) // 2])  # while the page is open
     message = server.error(graph(loader__model_name="mine.safetensors"))
     assert "mine.safetensors" in message
-    shutil.rmtree(folder)
+    for file in folder.iterdir():
+        file.unlink()
 
 
 # A long life
@@ -346,7 +342,8 @@ with torch.inference_mode():
     picture = torch.rand(1, 96, 96, 3, generator=torch.Generator().manual_seed(0))
     latent = PriorLatent.execute(model, told, told, vae, picture, 96, 96, 3, 0.03, 0.02, 1).result
     made = EulerSampler.execute(model, *latent[:3], 1, 2, 1.0, 0.5, 0.0, 1000.0, 1.0).result[0]
-    ends = Loader.execute("demo-interpolation (bundled)", "default").result[0]
+    ends, absent, _ = Loader.execute("demo-interpolation (bundled)", "default").result
+    assert not hasattr(absent, "patcher")  # the host looks for one in all outputs
     Interpolate.execute(ends, vae, vae.decode(made["samples"]), 1, 1, 0, False, 2.0)
 assert state() == before
 """

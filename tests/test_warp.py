@@ -107,7 +107,7 @@ def test_untrained_it_changes_nothing_until_told_and_then_shifts_the_latents():
     points = warp.read_points(latents, torch.zeros(1, 1, 16, 5, 7))
     features, change = warp(points, text, torch.tensor([[0.0, 1.0]]))
     assert not features[0].any() and not change[0].any()
-    torch.testing.assert_close((latents[0] + change)[1, ..., 1:], latents[0, 0, ..., :-1], rtol=0.02, atol=0.01)
+    torch.testing.assert_close((latents[0] + change)[1, ..., 1:], latents[0, 0, ..., :-1], rtol=0, atol=0.05)
     for untold in warp(points, 0 * text, torch.tensor([[-1.0, 1.0]])):
         assert not untold.any()
 
@@ -131,6 +131,9 @@ def test_between_ends_a_clip_played_backwards_is_warped_alike_and_the_ends_stay(
     warp = ForwardWarp(ENDS)
     latents, features = torch.randn(1, 2, 4, 5, 7), torch.randn(1, 2, 16, 5, 7)
     times = torch.stack([TIMES[0] + 1, TIMES[0] - 1])
+    for untrained in warp(warp.read_points(latents, features), None, times):
+        torch.testing.assert_close(untrained, torch.zeros_like(untrained), rtol=0, atol=1e-6)
+    torch.nn.init.normal_(warp.points.weight)
     forwards = warp(warp.read_points(latents, features), None, times)
     backwards = warp(warp.read_points(latents.flip(1), features.flip(1)), None, times)
     for there, back in zip(forwards, backwards, strict=True):

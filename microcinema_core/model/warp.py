@@ -25,7 +25,7 @@ class ForwardWarp(nn.Module):
     the signed time since the condition's own frame. Without text, each point of one end goes to x + |τ|·v(x) on its way
     to the other end, v read from both pictures: a clip played backwards is warped alike.
 
-    Untrained, nothing moves with text, and a point's features are its cell's latents: moving them is interpolation.
+    Untrained, nothing moves, and a point's features are its cell's latents: moving them is interpolation.
     """
 
     def __init__(self, config, *, operations=nn, dtype=None, device=None):
@@ -43,7 +43,9 @@ class ForwardWarp(nn.Module):
         self.to_features = operations.Conv2d(FINE**2 * (latent + 1), width, 1, bias=False, **kw)
         self.to_latents = operations.Conv2d(FINE**2 * (latent + 1), latent, 1, bias=False, **kw)
         with torch.no_grad():
-            copies = torch.eye(latent, dtype=dtype, device=device).repeat_interleave(FINE**2, 0)[..., None, None]
+            if not self.reads_text:
+                self.points.weight[: 2 * FINE**2] = self.points.bias[: 2 * FINE**2] = 0  # the velocities
+            copies = torch.eye(latent, device=device).repeat_interleave(FINE**2, 0)[..., None, None]
             self.points.weight[-len(copies) :] = F.pad(copies, (0, 0, 0, 0, width, 0))
             self.to_latents.weight[:] = F.pad(copies.transpose(0, 1) / FINE**2, (0, 0, 0, 0, 0, FINE**2))
 
