@@ -152,7 +152,7 @@ INTERPOLATION = replace(
 DEMO_BASE = ModelConfig(
     name="demo-base", network=_DEMO_NETWORK, autoencoder=_DEMO_AUTOENCODER,
     text=TextConfig(width=128, layers=2, heads=4, vocabulary_size=128, max_tokens=24, skip_last=0, projection=False),
-    parameterization="v", width=96, height=96, steps=1, cfg=1.5,
+    parameterization="v", width=96, height=96, steps=1, cfg=1.25,
 )  # fmt: skip
 DEMO_INTERPOLATION = replace(
     DEMO_BASE, name="demo-interpolation", text=None, fps=8.0, cfg=1.0, steps=1,
