@@ -18,7 +18,7 @@ class _Network:
     """The host's copy of the network, in the precision the host runs it in."""
 
     def __init__(self, model):
-        self.network, self.dtype = model.diffusion_model, model.get_dtype_inference()
+        self.network, self.dtype = model.diffusion_model, model.compute_dtype
 
     def encode_condition(self, latents: Tensor):
         return self.network.encode_condition(latents.to(self.dtype))

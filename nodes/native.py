@@ -106,6 +106,10 @@ class Model(comfy.model_base.BaseModel):
         self.microcinema = model_config.microcinema
         self._encoded = weakref.WeakValueDictionary()
 
+    @property
+    def compute_dtype(self):
+        return self.manual_cast_dtype or self.get_dtype()
+
     def extra_conds(self, **kwargs):
         out = super().extra_conds(**kwargs)
         noise, appearance = kwargs["noise"], kwargs.get(APPEARANCE)
@@ -127,7 +131,7 @@ class Model(comfy.model_base.BaseModel):
     def encode(self, appearance: Appearance, device) -> Condition:
         encoded = self._encoded.get(id(appearance))
         if encoded is None:
-            latents = self.process_latent_in(appearance.latents).to(device, self.get_dtype_inference())
+            latents = self.process_latent_in(appearance.latents).to(device, self.compute_dtype)
             with torch.no_grad():
                 encoded = self.diffusion_model.encode_condition(latents[None])
             encoded.appearance = appearance  # so that no other takes its id while this is alive
@@ -169,7 +173,8 @@ def load_model(path: str | Path, options: dict, disable_dynamic: bool = False):
     )
     made.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, dtypes))
     model = made.get_model(tensors)
-    _check(path, tensors, model.diffusion_model)
+    # Not the host's network: with dynamic VRAM its Linear layers have no weights until they load.
+    _check(path, tensors, MicroCinemaUNet(config.network, device="meta"))
     latest = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     patcher = (comfy.model_patcher.ModelPatcher if disable_dynamic else latest)(model, device, offload)
     assign = {"assign": True} if getattr(patcher, "is_dynamic", bool)() else {}
@@ -330,7 +335,6 @@ def load_vae(path: str | Path):
     _check(path, tensors, model)
     model.load_state_dict(tensors)
     vae.first_stage_model = model.to(vae.vae_dtype)
-    comfy.model_management.archive_model_dtypes(model)
     vae.patcher = comfy.model_patcher.ModelPatcher(model, vae.device, comfy.model_management.vae_offload_device())
     vae.latent_channels = config.autoencoder.latent_channels
     vae.downscale_ratio = vae.upscale_ratio = config.autoencoder.factor

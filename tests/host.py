@@ -53,8 +53,9 @@ class Server:
                 self.get("/system_stats")
                 return
             except OSError:
-                alive = self.process.poll() is None and time.monotonic() < deadline
-                assert alive, self.log
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    self.process.kill()
+                    raise AssertionError(f"the server did not start\n{self.log}") from None
                 time.sleep(0.5)
 
     @property

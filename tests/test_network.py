@@ -419,7 +419,8 @@ def test_channels_last_gives_the_same_and_stays_channels_last(config):
     pictures = latents.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     x = x.contiguous(memory_format=torch.channels_last)
     actual = predict(net, x, timesteps, context, pictures.view(latents.shape))
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    scale = expected.abs().max()  # some hundreds where random weights warp
+    torch.testing.assert_close(actual / scale, expected / scale, rtol=0, atol=1e-3)
     assert left and not any(left)
 
 
@@ -487,8 +488,20 @@ def test_residual_preconditioning_turns_edms_target_into_v(config):
     noisy, rho = alpha * clips + sigma * noise, 0.5
     q = (alpha**2 * rho**2 + sigma**2).sqrt()
     target = (clips - still - rho**2 * alpha / q**2 * (noisy - alpha * still)) * q / (rho * sigma)
-    v = net._around(target.flatten(0, 1), noisy.flatten(0, 1), timesteps, still.flatten(0, 1))
-    torch.testing.assert_close(v, (alpha * noise - sigma * clips).flatten(0, 1), atol=1e-4, rtol=1e-4)
+    told = (target.flatten(0, 1), noisy.flatten(0, 1), timesteps, still.flatten(0, 1))
+    expected = (alpha * noise - sigma * clips).flatten(0, 1)
+    torch.testing.assert_close(net._around(*told, torch.ones(10, dtype=bool)), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "shown"), [("like the demo", [2]), ("warp between ends", [0, -1])])
+def test_frames_that_the_condition_shows_come_out_as_it_shows_them(name, shown):
+    net = randomised(MicroCinemaUNet(VARIANTS[name]))
+    x, timesteps, context, latents = inputs(2, VARIANTS[name])
+    v = predict(net, x, timesteps, context, latents).unflatten(0, (2, 5))
+    alpha, sigma = (value.view(-1, 1, 1, 1, 1) for value in NoiseSchedule().vp(timesteps))
+    denoised = alpha * x.unflatten(0, (2, 5)) - sigma * v
+    torch.testing.assert_close(denoised[:, shown], latents, rtol=1e-3, atol=1e-3)
+    assert (denoised[:, 1] - latents[:, 0]).abs().mean() > 0.1
 
 
 def test_untrained_residual_network_predicts_a_still_clip():

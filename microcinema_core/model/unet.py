@@ -67,7 +67,8 @@ class MicroCinemaUNet(SpatialUNet):
             self.motion_first = operations.Linear(config.context_dim, emb_dim, bias=False, **plain)
             self.motion_second = operations.Linear(config.context_dim, emb_dim, bias=False, **plain)
             for layer in (self.motion_first, self.motion_second):  # not at zero: behind it, every branch already is
-                layer.weight.detach().copy_(0.05 * torch.randn(layer.weight.shape, device=device))
+                if layer.weight is not None:  # a host may leave it to the file
+                    layer.weight.detach().copy_(0.05 * torch.randn(layer.weight.shape, device=device))
         if config.forward_warp:
             self.forward_warp = ForwardWarp(config, **kw)
 
@@ -124,10 +125,10 @@ class MicroCinemaUNet(SpatialUNet):
         h = self.input_blocks[0][0](x)
         h = (h.view(-1, *planes.shape) + planes).flatten(0, 2)
         text, tau = pooled(context) if context is not None else None, self._offsets(frames).to(x)
+        since = tau[None] if condition.planes.shape[1] == 1 else torch.stack([tau - tau[0], tau - tau[-1]])
         if self.config.motion_embedding:
             emb = emb + self._embed_motion(text, tau)
         if self.config.forward_warp:
-            since = tau[None] if condition.planes.shape[1] == 1 else torch.stack([tau - tau[0], tau - tau[-1]])
             change, moved = self.forward_warp(condition.points, text, since.float())
             h = h + change
         modulations = [(spread(scale, frames), spread(shift, frames)) for scale, shift in condition.modulations]
@@ -135,21 +136,22 @@ class MicroCinemaUNet(SpatialUNet):
         if self.config.residual_std is not None:
             still = spread(condition.latents, frames).flatten(0, 1)
             still = still.repeat(rows // still.shape[0], 1, 1, 1)
-            out = self._around(out, x, timesteps, still + moved if self.config.forward_warp else still)
+            unknown = (since != 0).all(dim=0).repeat(rows // frames)
+            out = self._around(out, x, timesteps, still + moved if self.config.forward_warp else still, unknown)
         return out
 
-    def _around(self, out: Tensor, x: Tensor, timesteps: Tensor, expected: Tensor) -> Tensor:
+    def _around(self, out: Tensor, x: Tensor, timesteps: Tensor, expected: Tensor, unknown: Tensor) -> Tensor:
         """The layers' output F as v of the clip, F being the residual r = z_0 − z̄ of std ρ, preconditioned after Karras
         et al. (2022, table 1) in VP form; z̄ is the condition spread over the frames, and moved by a forward warp:
 
         v = √ᾱ·√(1−ᾱ)·(1−ρ²)/q²·(z_t − √ᾱ·z̄) − √(1−ᾱ)·z̄ − ρ/q·F,  q² = ᾱρ² + 1 − ᾱ.
 
-        An untrained network so predicts a clip that stands still (or a blend of its ends), and backgrounds and the
-        centre frame cost the training nothing.
+        An untrained network so predicts a clip that stands still (or a blend of its ends), and backgrounds cost the
+        training nothing. Frames that the condition shows have no residual: outside of `unknown` (rows,), ρ is 0.
         """
         sigma = _SCHEDULE.noise_level(timesteps).to(out)
         sigma = sigma.repeat_interleave(out.shape[0] // sigma.shape[0]).view(-1, 1, 1, 1)
-        alpha, rho = (1 - sigma**2).sqrt(), self.config.residual_std
+        alpha, rho = (1 - sigma**2).sqrt(), (self.config.residual_std * unknown.to(out)).view(-1, 1, 1, 1)
         q = (alpha**2 * rho**2 + sigma**2).sqrt()
         skip = alpha * sigma * (1 - rho**2) / q**2
         return skip * (x - alpha * expected) - sigma * expected - rho / q * out
