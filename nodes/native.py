@@ -108,6 +108,7 @@ class Model(comfy.model_base.BaseModel):
 
     @property
     def compute_dtype(self):
+        """What newer hosts call get_dtype_inference()."""
         return self.manual_cast_dtype or self.get_dtype()
 
     def extra_conds(self, **kwargs):

@@ -34,6 +34,16 @@ def python_of(host: Path) -> Path:
     return next((p for p in (host / ".venv/bin/python", host / "venv/bin/python") if p.exists()), Path("python3"))
 
 
+def canvas_form(name: str) -> dict:
+    """A template as the page loads it."""
+    return json.loads((PACK / "workflows" / f"{name}.json").read_text())
+
+
+def api_form(name: str) -> dict:
+    """The same template for POST /prompt."""
+    return json.loads((PACK / "workflows" / "api" / f"{name}.json").read_text())
+
+
 class Server:
     def __init__(self, host: Path, base: Path, *options: str):
         with socket.socket() as free:

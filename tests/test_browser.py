@@ -1,12 +1,11 @@
 """What a person does in ComfyUI's page, in a real browser: templates, Run, files dropped on the canvas, help."""
 
 import base64
-import json
 import shutil
 import warnings
 
 import pytest
-from host import PACK
+from host import PACK, api_form, canvas_form
 
 pytestmark = pytest.mark.usefixtures("server")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -27,14 +26,6 @@ DROP = """([data, name, type]) => {
     for (const kind of ['dragenter', 'dragover', 'drop'])
         canvas.dispatchEvent(new DragEvent(kind, {dataTransfer, bubbles: true, cancelable: true, clientX: 700, clientY: 400}));
 }"""  # noqa: E501
-
-
-def canvas_form(name):
-    return json.loads((PACK / "workflows" / f"{name}.json").read_text())
-
-
-def api_form(name):
-    return json.loads((PACK / "workflows" / "api" / f"{name}.json").read_text())
 
 
 @pytest.fixture(scope="module")
