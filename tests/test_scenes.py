@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from microcinema_core.training import data
 from microcinema_core.training.captions import COLOURS, MOTIONS, SPEEDS, THINGS, camera_caption, reverse
@@ -171,6 +172,23 @@ def test_kinds_come_in_their_shares(small_clips):
     assert shares == pytest.approx({"camera": 0.45, "thing": 0.4, "things": 0.15}, abs=0.1)
 
 
+@pytest.mark.parametrize("kind", ["thing", "things", "camera"])
+def test_flow_tells_where_every_pixel_goes(kind):
+    for seed in range(8):
+        clip = draw_clip(seed, kind=kind, frames=3, rate=0.5)
+        y, x = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+        places = torch.stack((x, y), -1) + clip.flow[0].movedim(0, -1)
+        found = F.grid_sample(clip.frames[1:2], (2 * places[None] + 1) / SIZE - 1, align_corners=False)[0]
+        inside = ((places > 2) & (places < SIZE - 3)).all(-1)
+        error = (found - clip.frames[0]).abs().mean(0)[inside].mean()
+        assert error < 0.012, (clip.caption, error)
+        if clip.motion != "still" and kind == "camera":
+            assert error < (clip.frames[1] - clip.frames[0]).abs().mean() / 2 + 0.003, clip.caption
+        if kind != "camera" and clip.motion != "still":
+            moved = clip.flow[0].movedim(0, -1)[clip.masks[0]]
+            assert torch.equal(moved, (told_step(clip.caption.partition(" and ")[0]) / 2).float().expand_as(moved))
+
+
 # --- the pool on disk ---
 
 
@@ -179,13 +197,19 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(data, "CLIPS_PER_SHARD", 6)
 
 
+def clip_flow(seed):
+    """Of the centre frame, on a grid of half the size."""
+    return draw_clip(seed, frames=3, size=16).flow[1].unflatten(1, (8, 2)).unflatten(3, (8, 2)).mean((2, 4)).half() / 2
+
+
 def test_a_shard_is_the_same_wherever_it_is_drawn(small_shards, tmp_path):
     paths = []
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
         paths.append(data.draw_shard(folder, 1, 3, 16, False))
     assert paths[0].read_bytes() == paths[1].read_bytes()
-    frames, captions = data.load_frames(paths[:1]), data.load_captions(paths[:1])
+    frames, captions = data.load(paths[:1], "frames"), data.load_captions(paths[:1])
+    assert torch.allclose(data.load(paths[:1], "flow")[2, 0], clip_flow(1 * 6 + 2), atol=1e-3)
     assert frames.shape == (6, 3, 3, 16, 16) and frames.dtype == torch.uint8
     clip = draw_clip(1 * 6 + 2, frames=3, size=16)
     assert captions[2] == clip.caption
@@ -197,5 +221,5 @@ def test_a_pool_draws_only_what_is_missing(small_shards, tmp_path):
     drawn = first[0].stat().st_mtime_ns
     both = data.draw_pool(tmp_path, 2, 3, 16, True, workers=1)
     assert both[0] == first[0] and both[0].stat().st_mtime_ns == drawn
-    assert len(data.load_frames(both)) == len(data.load_captions(both)) == 12
+    assert len(data.load(both, "frames")) == len(data.load_captions(both)) == 12
     assert sorted(tmp_path.iterdir()) == sorted(both)  # no part files are left

@@ -236,6 +236,16 @@ def test_interpolation_trains_without_text(runs):
     assert "held_out_swapped" not in log_of(folder)[-1] and "held_out" in log_of(folder)[-1]
 
 
+def test_flow_is_measured_in_points_a_frame():
+    class Pan:
+        def flow(self, condition, tokens):
+            return torch.full((2, 1, 2, 48, 48), 8.0)  # in half a clip, 4 frames
+
+    latents, objective = torch.zeros(2, 9, 16, 12, 12), diffusion.Objective(DEMO_BASE)
+    assert not objective.flow_losses(Pan(), latents, torch.full((2, 1, 2, 48, 48), 2.0), None).any()
+    assert objective.flow_losses(Pan(), latents, torch.full((2, 1, 2, 48, 48), 1.0), None).tolist() == [1, 1]
+
+
 # --- the autoencoder ---
 
 
@@ -244,7 +254,7 @@ def test_autoencoder_run_ends_with_unit_variance_latents(tmp_path, monkeypatch):
     config = replace(CONFIG, steps=2, crop=16, sheet_every=2, kl_weight=1e-6, learning_rate=1e-5)
     model_config = replace(DEMO_BASE, width=32, height=32)
     model = autoencoder_training.train_autoencoder(config, model_config, tmp_path / "run", tmp_path / "scenes")
-    frames = data.load_frames(sorted((tmp_path / "scenes").iterdir()))[:-8, 0].float() / 255
+    frames = data.load(sorted((tmp_path / "scenes").iterdir()), "frames")[:-8, 0].float() / 255
     latents = model.encode(frames)
     assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(16), atol=1e-2)
     assert torch.allclose(latents.std((0, 2, 3)), torch.ones(16), atol=1e-2)
@@ -314,7 +324,7 @@ def test_the_command_is_stopped_and_goes_on_to_a_model(tmp_path, monkeypatch, pr
     save_model(tmp_path / "autoencoder.safetensors", autoencoder)
     out = tmp_path / "run"
     settings = {"autoencoder": '"autoencoder.safetensors"', "steps": 20, "batch_size": 2, "shards": 1, "log_every": 1}
-    settings |= {"warmup": 5, "threads": 1, "workers": 1, "processes": processes}
+    settings |= {"warmup": 5, "threads": 1, "workers": 1, "processes": processes, "flow_steps": 4}
     command = [sys.executable, "-m", "microcinema_core", "train", "configs/demo-base.toml", "--out", str(out)]
     command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
 

@@ -99,6 +99,39 @@ def test_regions_move_apart_and_only_there():
     assert paths.abs().max() < 1e-4
 
 
+def test_flow_is_how_fast_points_leave_their_places():
+    torch.manual_seed(0)
+    warp, text = told(0.3 * torch.randn(REGIONS + 3, 2))
+    points = torch.randn(1, 1, REGIONS + 2 + 4, HEIGHT, WIDTH)
+    soon = warp._paths(points[:, :, :REGIONS], text, torch.tensor([[-1e-3, 1e-3]]))[0]
+    torch.testing.assert_close(warp.flow(points, text)[0], (soon[1] - soon[0]) / 2e-3, rtol=1e-2, atol=0.05)
+    ends = ForwardWarp(ENDS)
+    points = torch.randn(1, 2, 2 + 2 + 4, HEIGHT, WIDTH)
+    later = ends._paths(points[:, :, :2], None, torch.tensor([[0.0, 0.5], [-0.5, 0.0]]))[0]
+    torch.testing.assert_close(ends.flow(points, None)[0, 0], (later[1, 0] - later[0, 0]) / 0.5, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(ends.flow(points, None)[0, 1], (later[0, 1] - later[1, 1]) / 0.5, rtol=1e-4, atol=1e-3)
+
+
+def test_what_lies_behind_shows_where_nothing_arrives():
+    """A bright square leaves a dark ground; a pixel's weights say which of the two is a background."""
+    motion = torch.zeros(REGIONS + 3, 2)
+    motion[0] = torch.tensor([1.0, 0.0])  # a unit of UNIT cells: out of the picture
+    warp, text = told(motion)
+    points = torch.zeros(1, 1, REGIONS + 2 + 4, HEIGHT, WIDTH)
+    points[:, :, :REGIONS] = -50
+    points[:, :, -4:] = -1
+    square = points[:, :, :, 8:14, 10:16]
+    square[:, :, 0], square[:, :, REGIONS + 1], square[:, :, -4:] = 50, -50, 3
+    with torch.no_grad():
+        warp.to_latents.weight.zero_()
+        for channel in range(4):
+            warp.to_latents.weight[channel, channel * FINE**2 : (channel + 1) * FINE**2] = 1 / FINE**2
+    change = warp(points, text, torch.tensor([[0.0, 1.0]]))[1]
+    assert change[0].abs().max() < 0.2
+    after = change[1] - 0  # from 3 to about -1 where the square was, cell (2, 3)
+    torch.testing.assert_close(after[:, 2, 3], torch.full((4,), -4.0), rtol=0, atol=0.3)
+
+
 def test_untrained_it_changes_nothing_until_told_and_then_shifts_the_latents():
     latents = torch.randn(1, 1, 4, 5, 7)
     motion = torch.zeros(REGIONS + 3, 2)
@@ -117,7 +150,7 @@ def test_both_halves_of_a_guided_batch_share_the_points():
     warp = ForwardWarp(CENTRE)
     torch.nn.init.normal_(warp.velocities.weight)
     points = warp.read_points(torch.randn(2, 1, 4, 5, 7), torch.randn(2, 1, 16, 5, 7))
-    assert points.shape == (2, 1, REGIONS + 1 + 4, 5 * FINE, 7 * FINE)
+    assert points.shape == (2, 1, REGIONS + 2 + 4, 5 * FINE, 7 * FINE)
     text = torch.randn(4, 1, 4)
     both = warp(points, text, TIMES)
     halves = zip(warp(points, text[:2], TIMES), warp(points, text[2:], TIMES), strict=True)

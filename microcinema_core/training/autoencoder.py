@@ -15,14 +15,14 @@ from torch import nn
 from .. import images
 from ..config import ModelConfig
 from ..model.autoencoder import Autoencoder
-from .data import draw_pool, load_frames
+from .data import draw_pool, load
 from .loop import Trainer, TrainingConfig, first_process_first
 
 
 def train_autoencoder(config: TrainingConfig, model_config: ModelConfig, folder: Path, scenes: Path) -> Autoencoder:
     """Train to the end, resuming where `folder` holds a state; returns the EMA autoencoder, folded."""
     with first_process_first():
-        frames = load_frames(draw_pool(scenes, config.shards, 9, model_config.width, False, config.workers))
+        frames = load(draw_pool(scenes, config.shards, 9, model_config.width, False, config.workers), "frames")
     torch.manual_seed(config.seed)
     model = Autoencoder(model_config.autoencoder)
     start_as_transform(model, frames[::4, 0].float() / 255)

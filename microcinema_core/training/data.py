@@ -12,7 +12,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, safe_open, save_file
+import torch.nn.functional as F
+from safetensors.torch import safe_open, save_file
 
 from .scenes import draw_clip
 
@@ -25,7 +26,8 @@ def shard_path(folder: Path, index: int, frames: int, size: int) -> Path:
 
 
 def draw_shard(folder: Path, index: int, frames: int, size: int, interpolation: bool) -> Path:
-    """Draw shard `index` unless it is there: `frames` (n, t, 3, size, size) uint8, captions in the header."""
+    """Draw shard `index` unless it is there: `frames` (n, t, 3, size, size) uint8, captions in the header, and the
+    `flow` of the frames that condition a model, in pixels of half the size, (n, k, 2, size/2, size/2) float16."""
     path = shard_path(folder, index, frames, size)
     if path.exists():
         return path
@@ -34,8 +36,10 @@ def draw_shard(folder: Path, index: int, frames: int, size: int, interpolation: 
         rate = INTERPOLATION_RATES[seed % len(INTERPOLATION_RATES)] if interpolation else 1.0
         clips.append(draw_clip(seed, frames=frames, size=size, rate=rate))
     pictures = torch.stack([(clip.frames * 255).round().to(torch.uint8) for clip in clips])
+    shown = [0, -1] if interpolation else [frames // 2]
+    flow = torch.stack([F.avg_pool2d(clip.flow[shown], 2) / 2 for clip in clips]).half()
     part = path.with_suffix(f".{os.getpid()}.part")
-    save_file({"frames": pictures}, part, {"captions": json.dumps([clip.caption for clip in clips])})
+    save_file({"frames": pictures, "flow": flow}, part, {"captions": json.dumps([clip.caption for clip in clips])})
     part.replace(path)
     return path
 
@@ -54,9 +58,13 @@ def draw_pool(folder: Path, shards: int, frames: int, size: int, interpolation: 
     return paths
 
 
-def load_frames(paths: list[Path]) -> torch.Tensor:
-    """All clips of the shards: (n, t, 3, h, w) uint8."""
-    return torch.cat([load_file(path)["frames"] for path in paths])
+def load(paths: list[Path], name: str) -> torch.Tensor:
+    """The "frames" or the "flow" of all clips of the shards, as draw_shard describes them."""
+    parts = []
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            parts.append(file.get_tensor(name))
+    return torch.cat(parts)
 
 
 def load_captions(paths: list[Path]) -> list[str]:

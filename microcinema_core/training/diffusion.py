@@ -20,15 +20,17 @@ from ..config import ModelConfig
 from ..model import MicroCinemaUNet
 from ..model.autoencoder import Autoencoder
 from ..model.text import TextEncoder, word_tokenizer
+from ..model.unet import pooled
 from ..pipeline import Pipeline
 from ..prior import prior_mean, shift
 from ..schedule import NoiseSchedule
 from .captions import all_words, reverse
-from .data import draw_pool, load_captions, load_frames
+from .data import draw_pool, load, load_captions
 from .loop import STATE, Trainer, TrainingConfig, first_process_first
 from .text import learn_to_read
 
 BANDS = 4  # the log splits the loss by noise level
+FLOW_CLIPS = 4  # clips of a flow step for one of a step of the whole, at about the same cost
 HELD_OUT = 16  # clips at the pool's end that are never trained on: sheets and probes
 
 
@@ -48,6 +50,11 @@ class VideoModel(nn.Module):
         context = self.text(tokens) if self.text else None
         out = self.network(x, timesteps, context, condition=encoded, num_video_frames=t)
         return out.unflatten(0, (b, t))
+
+    def flow(self, condition: Tensor, tokens: Tensor | None) -> Tensor:
+        """What a network with a forward warp takes for the motion of the condition's points: (b, k, 2, H, W)."""
+        text = pooled(self.text(tokens)) if self.text else None
+        return self.network.forward_warp.flow(self.network.encode_condition(condition).points, text)
 
 
 class Objective:
@@ -79,6 +86,11 @@ class Objective:
         output = model(noisy, timesteps, self.condition(latents), tokens)
         return (output - target).square().mean((1, 2, 3, 4))
 
+    def flow_losses(self, model: VideoModel, latents: Tensor, flow: Tensor, tokens: Tensor | None) -> Tensor:
+        """Mean squared error, in points, of where each point of the condition is a frame later: (b,)."""
+        frames = (latents.shape[1] - 1) / 2  # in a unit of τ
+        return (model.flow(self.condition(latents), tokens) / frames - flow).square().mean((1, 2, 3, 4))
+
 
 def train_diffusion(
     config: TrainingConfig, model_config: ModelConfig, autoencoder: Autoencoder, folder: Path, scenes: Path
@@ -90,6 +102,7 @@ def train_diffusion(
             scenes, config.shards, model_config.network.frames, model_config.width, interpolation, config.workers
         )  # fmt: skip
         latents = encode_pool(paths, autoencoder)
+    flow = load(paths, "flow")
     captions = load_captions(paths)
     if model_config.text:
         model_config = replace(model_config, text=replace(model_config.text, tokenizer=word_tokenizer(all_words())))
@@ -106,7 +119,14 @@ def train_diffusion(
     def tokenize(prompts):
         return model.text.tokenizer(prompts) if model.text else None
 
+    def flow_loss(generator):
+        rows = torch.randint(count, (FLOW_CLIPS * trainer.batch_size,), generator=generator)
+        tokens = tokenize([captions[row] for row in rows])
+        return objective.flow_losses(model, latents[rows].float(), flow[rows].float(), tokens).mean(), {}
+
     def loss(step, generator):
+        if step < config.flow_steps:
+            return flow_loss(generator)
         # Every clip comes twice, forwards and backwards, with the same noise: what does not depend on the direction
         # cancels in the gradient of what does.
         half = max(1, trainer.batch_size // 2)
@@ -158,7 +178,7 @@ def encode_pool(paths: list[Path], autoencoder: Autoencoder) -> Tensor:
     for path in paths:
         cached = path.with_name(f"{path.stem}-latents-{digest}.safetensors")
         if not cached.exists():
-            clips = load_frames([path])
+            clips = load([path], "frames")
             frames = clips.flatten(0, 1).split(8)
             encoded = [autoencoder.encode(f.to(memory_format=torch.channels_last).float() / 255).half() for f in frames]
             save_file(

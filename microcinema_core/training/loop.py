@@ -46,6 +46,7 @@ class TrainingConfig:
     shards: int = 4  # of drawn scenes, 250 clips each
     autoencoder: str = ""  # diffusion: the run folder or model file that holds the autoencoder
     text_steps: int = 600  # diffusion: of the text tower, before all others
+    flow_steps: int = 0  # diffusion with a forward warp: at first it is taught the drawn scenes' flow alone
     text_drop: float = 0.1
     # diffusion: t = 1000·u^power; below 1 the noisy end is seen more often. It goes from the first to the second
     # evenly: what moves is decided by the noisy end, and is to be learned first.
@@ -76,7 +77,7 @@ class TrainingConfig:
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         for key, value in values.items():
             kind = get_type_hints(cls)[key]
-            if not fits(value, kind) or (kind is int and value < 1 and key != "seed"):
+            if not fits(value, kind) or (kind is int and value < 1 and key not in ("seed", "flow_steps")):
                 raise MicroCinemaError(f"{key} cannot be {value!r}: give {_KINDS.get(kind, 'a list of numbers')}")
         try:
             return cls(**values)
@@ -138,7 +139,7 @@ class Trainer:
         """Average the gradients over the processes; true in all of them if one was asked to stop."""
         if self.world == 1:
             return stop
-        gradients = [p.grad for p in self.model.parameters() if p.requires_grad]
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         shared = torch.cat([g.flatten() for g in gradients] + [torch.tensor([float(stop)])])
         dist.all_reduce(shared)
         for gradient, part in zip(gradients, shared.split([g.numel() for g in gradients] + [1]), strict=False):

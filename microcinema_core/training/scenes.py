@@ -28,6 +28,7 @@ STEPS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still
 class Clip:
     frames: torch.Tensor  # (t, 3, h, w) in [0, 1]
     caption: str
+    flow: torch.Tensor  # (t, 2, h, w), where what a pixel shows is going: pixels right and down from frame to frame
     kind: str  # "thing", "things" or "camera"
     motion: str
     speed: str
@@ -53,7 +54,9 @@ def draw_clip(
     drawn = rng.choice(["camera", "thing", "things"], p=[0.45, 0.4, 0.15])
     kind = kind or str(drawn)
     offsets = ((torch.arange(frames) - frames // 2) * rate).tolist()
-    return _draw_camera(rng, offsets, size) if kind == "camera" else _draw_things(rng, offsets, size, kind)
+    clip = _draw_camera(rng, offsets, size) if kind == "camera" else _draw_things(rng, offsets, size, kind)
+    clip.flow *= rate
+    return clip
 
 
 def camera_transforms(motion: str, speed: str, offsets: list[float], size: int) -> torch.Tensor:
@@ -91,9 +94,7 @@ def camera_move(
 
 
 def _look(canvas: torch.Tensor, maps: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    y, x = torch.meshgrid(torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2, indexing="ij")
-    points = torch.stack((x, y, torch.ones_like(x)), -1).float()
-    source = torch.einsum("tij,hwj->thwi", maps, points)
+    source = torch.einsum("tij,hwj->thwi", maps, _centred(height, width))
     grid = source / torch.tensor([canvas.shape[-1] / 2, canvas.shape[-2] / 2])
     clip = F.grid_sample(
         canvas.expand(len(maps), -1, -1, -1), grid, mode="bicubic", padding_mode="border", align_corners=False
@@ -102,12 +103,21 @@ def _look(canvas: torch.Tensor, maps: torch.Tensor, height: int, width: int) -> 
     return clip.clamp_(0, 1), inside
 
 
+def _centred(height: int, width: int) -> torch.Tensor:
+    """(x, y, 1) of every pixel, from the picture's centre: (h, w, 3)."""
+    y, x = torch.meshgrid(torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2, indexing="ij")
+    return torch.stack((x, y, torch.ones_like(x)), -1).float()
+
+
 def _draw_camera(rng, offsets, size) -> Clip:
     motion = str(rng.choice([*CAMERA_VERBS, "still"], p=[0.11] * 4 + [0.14] * 2 + [0.12] * 2 + [0.04]))
     speed = str(rng.choice(SPEEDS))
     canvas = draw_picture(rng, 2 * size, things=int(rng.integers(0, 7)))
     clip, _ = _look(canvas, camera_transforms(motion, speed, offsets, size), size, size)
-    return Clip(clip, camera_caption(motion, speed, _style(rng)), "camera", motion, speed)
+    before, after = camera_transforms(motion, speed, [-0.01, 0.01], size)
+    flow = torch.einsum("ij,hwj->ihw", (before - after) / 0.02, _centred(size, size))
+    flow = flow.repeat(len(offsets), 1, 1, 1)
+    return Clip(clip, camera_caption(motion, speed, _style(rng)), flow, "camera", motion, speed)
 
 
 def _draw_things(rng, offsets, size, kind) -> Clip:
@@ -131,16 +141,19 @@ def _draw_things(rng, offsets, size, kind) -> Clip:
         path = torch.tensor(centre, dtype=torch.float32) + times * step
         name = str(rng.choice(SHAPES + DIGITS))
         colour_name, colour = _contrasting_colour(rng, background, used={w for c in clauses for w in c.split()})
-        layers.append((*_draw_thing(rng, name, colour, path, radius, size), torch.tensor(colour, dtype=torch.float32)))
+        paint = torch.tensor(colour, dtype=torch.float32)
+        layers.append((*_draw_thing(rng, name, colour, path, radius, size), paint, step.float()))
         if index == 0 or moves:
             clauses.append(thing_caption(colour_name, name, motion, speed, _style(rng)))
         if index == 0:
             first = (motion, speed)
     clip = background.expand(len(offsets), -1, -1, -1)
-    for alpha, paint, _ in reversed(layers):  # the first named thing is in front
+    flow = torch.zeros(len(offsets), 2, size, size)
+    for alpha, paint, _, step in reversed(layers):  # the first named thing is in front
         clip = clip + alpha[:, None] * (paint - clip)
+        flow = torch.where(alpha[:, None] > 0.5, step[:, None, None], flow)
     return Clip(
-        clip.clamp(0, 1), " and ".join(clauses), kind, *first, background=background, masks=layers[0][0] > 0.5,
+        clip.clamp(0, 1), " and ".join(clauses), flow, kind, *first, background=background, masks=layers[0][0] > 0.5,
         other_masks=layers[1][0] > 0.5 if len(layers) > 1 else None, colour=layers[0][2],
     )  # fmt: skip
 
