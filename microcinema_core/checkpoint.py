@@ -73,17 +73,26 @@ def read_config(path: str | Path) -> ModelConfig:
         raise MicroCinemaError(f"'{path}' has a damaged header ({error}): fetch it again") from error
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LoadedModel:
-    """Load what the file holds, for inference, every key accounted for."""
+def load_model(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tokenizer: Path | None = None,
+) -> LoadedModel:
+    """Load what the file holds, for inference, every key accounted for.
+
+    A text encoder without a vocabulary of its own needs CLIP's `tokenizer`, the folder of vocab.json and merges.txt.
+    """
     config = read_config(path)
     with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key).to(dtype) for key in file.keys()}  # noqa: SIM118 (a safe_open is no dict)
-    network = MicroCinemaUNet(config.network)
-    parts: dict[str, nn.Module | None] = {NETWORK: network, AUTOENCODER: None, TEXT: None}
-    if any(key.startswith(AUTOENCODER) for key in tensors):
-        parts[AUTOENCODER] = Autoencoder(config.autoencoder)
-    if config.text and any(key.startswith(TEXT) for key in tensors):
-        parts[TEXT] = TextEncoder(config.text)
+        keys = file.keys()
+        network = MicroCinemaUNet(config.network, device="meta")
+        parts: dict[str, nn.Module | None] = {NETWORK: network, AUTOENCODER: None, TEXT: None}
+        if any(key.startswith(AUTOENCODER) for key in keys):
+            parts[AUTOENCODER] = Autoencoder(config.autoencoder)
+        if config.text and any(key.startswith(TEXT) for key in keys):
+            parts[TEXT] = TextEncoder(config.text, tokenizer)
+        tensors = {key: file.get_tensor(key).to(dtype) for key in keys}
     for prefix, module in parts.items():
         if module is not None:
             state = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
@@ -108,7 +117,7 @@ def load_autoencoder(path: str | Path) -> Autoencoder:
 def _fill(module: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> nn.Module:
     """The module with these tensors, for inference."""
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(state, assign=True)
     except RuntimeError as error:
         problem = str(error).splitlines()[-1].strip()
         raise MicroCinemaError(f"'{path}' does not hold what its header says ({problem}): fetch it again") from error
@@ -121,11 +130,13 @@ def save_model(path: Path, model: LoadedModel, dtype: torch.dtype = torch.float1
     for prefix, module in ((NETWORK, model.network), (AUTOENCODER, model.autoencoder), (TEXT, model.text)):
         if module is not None:
             tensors |= {prefix + key: value.to("cpu", dtype).contiguous() for key, value in module.state_dict().items()}
-    metadata = {
-        "format": FORMAT, "format_version": FORMAT_VERSION, "config": json.dumps(model.config.to_json()),
-    }  # fmt: skip
     with whole_file(path) as part:
         try:
-            save_file(tensors, part, metadata)
+            save_file(tensors, part, header(model.config))
         except SafetensorError as error:  # its name for a full disk or a missing folder
             raise OSError(error) from error
+
+
+def header(config: ModelConfig) -> dict[str, str]:
+    """The metadata that make a safetensors file one of ours."""
+    return {"format": FORMAT, "format_version": FORMAT_VERSION, "config": json.dumps(config.to_json())}

@@ -1,4 +1,4 @@
-"""The command `microcinema`: animate, interpolate, info, train, evaluate.
+"""The command `microcinema`: animate, interpolate, info, init, train, evaluate.
 
 Bad input ends with exit code 2 and one sentence on stderr; Ctrl-C with 130. What needs torch is imported by the command
 that needs it, so that help and mistyped options answer at once.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .config import CONFIGS, ModelConfig
+from .config import BASE, CONFIGS, INTERPOLATION, ModelConfig
 from .errors import MicroCinemaError
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def animate(arguments: argparse.Namespace) -> None:
         images.check_output(arguments.sheet)
     picture = images.load_picture(arguments.photo)
     passes = arguments.interpolate
-    pipeline = _load(arguments.model, arguments.device, "centre")
-    interpolation = _load(INTERPOLATION_MODEL, arguments.device, "ends") if passes else None
+    pipeline = _load(arguments, arguments.model, "centre")
+    interpolation = _load(arguments, INTERPOLATION_MODEL, "ends") if passes else None
     config = pipeline.config
     fps = _or(arguments.fps, config.fps)
     video.check_output(arguments.output, fps * INSERTED**passes)
@@ -99,7 +99,7 @@ def interpolate(arguments: argparse.Namespace) -> None:
         raise MicroCinemaError(f"'{arguments.video}' has 1 frame: choose a video of two or more")
     fps *= INSERTED**arguments.passes
     video.check_output(arguments.output, fps)
-    pipeline = _load(arguments.model, arguments.device, "ends")
+    pipeline = _load(arguments, arguments.model, "ends")
     _check_size(frames.shape[3], frames.shape[2], pipeline.config)
     frames = _interpolated(pipeline, frames, arguments.passes, arguments.steps, arguments.seed)
 
@@ -129,6 +129,22 @@ def info(arguments: argparse.Namespace) -> None:
     print(f", prior lambda {config.lambda_:g}, gamma {config.gamma:g}")
 
 
+def init(arguments: argparse.Namespace) -> None:
+    from . import images
+    from .init import initialise
+
+    images.check_output(arguments.output, (".safetensors",))
+    with _progress("init", "tensor") as progress:
+        report = initialise(
+            arguments.source, arguments.output, CONFIGS[arguments.kind], arguments.warm_start, progress=progress
+        )
+    size = arguments.output.stat().st_size / 1e9
+    print(f"{arguments.output}: {report.config.name}, {size:.2f} GB, tensors:")
+    for title, counts in (("taken", report.taken), ("new", report.new), ("left", report.left)):
+        print(f"  {title:<6}{sum(counts.values()):>6}", end="")
+        print("  " + "; ".join(f"{count} {what}" for what, count in counts.items()))
+
+
 def train(arguments: argparse.Namespace) -> None:
     if not arguments.config.is_file():
         raise MicroCinemaError(f"the configuration '{arguments.config}' does not exist: choose one from configs/")
@@ -146,12 +162,12 @@ def evaluate(arguments: argparse.Namespace) -> None:
 # --- what they share ---
 
 
-def _load(model: str, device: str, condition: str) -> Pipeline:
+def _load(arguments: argparse.Namespace, model: str, condition: str) -> Pipeline:
     """The model of that name or file; `condition` is "centre" for models that animate, "ends" for those in between."""
     from . import checkpoint
     from .pipeline import Pipeline
 
-    pipeline = Pipeline.from_file(checkpoint.resolve(model), _device(device))
+    pipeline = Pipeline.from_file(checkpoint.resolve(model), _device(arguments.device), arguments.tokenizer)
     if pipeline.config.network.condition != condition:
         use = f"animates pictures: use {INTERPOLATION_MODEL}"
         if condition == "centre":
@@ -201,10 +217,10 @@ def _interpolated(pipeline: Pipeline, frames, passes: int, steps: int | None, se
 
 
 @contextmanager
-def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
+def _progress(label: str, unit: str = "step") -> Iterator[Callable[[int, int], None]]:
     from tqdm import tqdm
 
-    with tqdm(desc=label, file=sys.stderr, unit="step") as bar:
+    with tqdm(desc=label, file=sys.stderr, unit=unit) as bar:
 
         def update(done: int, total: int) -> None:
             bar.total = total
@@ -284,6 +300,9 @@ def _parser() -> argparse.ArgumentParser:
     def common(added: argparse.ArgumentParser, model: str) -> None:
         added.add_argument("-o", "--output", type=Path, required=True, help="mp4, webm, gif or webp file to write")
         added.add_argument("--model", default=model, metavar="NAME|FILE", help="bundled model or file (%(default)s)")
+        added.add_argument(
+            "--tokenizer", type=Path, metavar="FOLDER", help="CLIP's vocab.json and merges.txt (full size)"
+        )
         added.add_argument("--steps", type=_whole(1, 1000), metavar="N", help="sampling steps (the model's)")
         added.add_argument("--seed", type=_whole(0, 2**63 - 1), default=0, help="same seed, same file (%(default)s)")
         added.add_argument("--size", type=_size, metavar="WxH", help="cut and resize to it first")
@@ -313,16 +332,23 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--config", choices=CONFIGS, help="a configuration instead, without weights")
     three.add_argument("--json", action="store_true", help="for machines")
 
-    four = command(train, "train a model")
-    four.add_argument("config", type=Path, metavar="CONFIG.toml")
-    four.add_argument(
+    four = command(init, "make a full-size model, ready to train, from Stable Diffusion 2.1 base")
+    place = {"type": Path, "metavar": "FILE|FOLDER"}
+    four.add_argument("--from", dest="source", required=True, **place, help="one file, or diffusers' folder")
+    four.add_argument("--warm-start", **place, help="temporal layers of ModelScope's text-to-video model")
+    four.add_argument("--kind", choices=(BASE.name, INTERPOLATION.name), default=BASE.name, help="(%(default)s)")
+    four.add_argument("-o", "--output", type=Path, required=True, help="safetensors file to write")
+
+    five = command(train, "train a model")
+    five.add_argument("config", type=Path, metavar="CONFIG.toml")
+    five.add_argument(
         "--set", type=_setting, action="append", default=[], metavar="KEY=VALUE", help="instead of the file's"
     )
-    four.add_argument("--out", type=Path, metavar="DIR", help="folder for checkpoints, log and sheets")
+    five.add_argument("--out", type=Path, metavar="DIR", help="folder for checkpoints, log and sheets")
 
-    five = command(evaluate, "measure a model on scenes and photographs it has never seen")
-    five.add_argument("model", nargs="?", default=MODEL, metavar="MODEL", help="bundled model or file (%(default)s)")
-    five.add_argument("--json", action="store_true", help="for machines")
-    five.add_argument("--scenes", type=_whole(1), default=200, metavar="N", help="drawn scenes (%(default)s)")
-    five.add_argument("--sheets", type=Path, metavar="DIR", help="also write sheets of the clips there")
+    six = command(evaluate, "measure a model on scenes and photographs it has never seen")
+    six.add_argument("model", nargs="?", default=MODEL, metavar="MODEL", help="bundled model or file (%(default)s)")
+    six.add_argument("--json", action="store_true", help="for machines")
+    six.add_argument("--scenes", type=_whole(1), default=200, metavar="N", help="drawn scenes (%(default)s)")
+    six.add_argument("--sheets", type=Path, metavar="DIR", help="also write sheets of the clips there")
     return parser

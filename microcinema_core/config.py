@@ -56,6 +56,8 @@ class NetworkConfig:
     norm_groups: int = 32
     context_dim: int | None = 1024  # None: a network that never sees text
     temporal_conv_depth: int = 1
+    temporal_attentions: Literal[1, 2] = 1  # per temporal transformer, one after the other; 2 as in ModelScope's model
+    temporal_positions: bool = True  # the frames' places are told to the attention
     frames: int = 9  # the clip length it is trained at; others run
     condition: Literal["centre", "ends"] = "centre"
     scale_shift_norm: bool = False  # the time embedding scales and shifts, instead of only shifting as in SD
@@ -147,12 +149,13 @@ _DEMO_NETWORK = NetworkConfig(
 
 BASE = ModelConfig(name="base")
 INTERPOLATION = replace(
-    BASE, name="interpolation", network=NetworkConfig(frames=5, condition="ends"), fps=8.0, cfg=1.0
+    BASE, name="interpolation", network=NetworkConfig(frames=5, condition="ends", context_dim=None), text=None, fps=8.0,
+    cfg=1.0,
 )  # fmt: skip
 DEMO_BASE = ModelConfig(
     name="demo-base", network=_DEMO_NETWORK, autoencoder=_DEMO_AUTOENCODER,
     text=TextConfig(width=128, layers=2, heads=4, vocabulary_size=128, max_tokens=24, skip_last=0, projection=False),
-    parameterization="v", width=96, height=96, steps=1, cfg=1.25,
+    parameterization="v", width=96, height=96, steps=1, cfg=1.4,
 )  # fmt: skip
 DEMO_INTERPOLATION = replace(
     DEMO_BASE, name="demo-interpolation", text=None, fps=8.0, cfg=1.0, steps=1,

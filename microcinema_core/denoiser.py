@@ -21,7 +21,8 @@ def to_denoised(output: Tensor, x: Tensor, sigma: Tensor, parameterization: str)
 class Denoiser:
     """`denoise(x, sigma)` for clips (b, t, C, h, w) of one condition, guided by text when cfg is not 1.
 
-    context: (b, L, D); with guidance (2b, L, D), the empty text's half first.
+    context: (b, L, D); with guidance (2b, L, D), the empty text's half first. The network computes in its condition's
+    precision, all else in that of x. With σ (0-dim) on the CPU, a step waits for nothing on another device.
     """
 
     def __init__(
@@ -32,18 +33,20 @@ class Denoiser:
         context: Tensor | None,
         cfg: float = 1.0,
     ):
-        self.network, self.config, self.condition, self.context, self.cfg = network, config, condition, context, cfg
+        self.network, self.config, self.condition, self.cfg = network, config, condition, cfg
+        self.dtype = condition.planes.dtype
+        self.context = None if context is None else context.to(self.dtype)
         self.schedule = NoiseSchedule()
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         halves = 1 if self.cfg == 1 or self.context is None else 2
         clips, frames = x.shape[:2]
         scaled = (x / (1 + sigma**2).sqrt()).repeat(halves, 1, 1, 1, 1).flatten(0, 1)
-        timesteps = self.schedule.timestep(sigma).expand(halves * clips)
+        timesteps = torch.full((halves * clips,), self.schedule.timestep(sigma).item(), device=x.device)
         output = self.network(
-            scaled.contiguous(memory_format=torch.channels_last), timesteps.to(x), self.context,
+            scaled.to(self.dtype, memory_format=torch.channels_last), timesteps, self.context,
             condition=self.condition, num_video_frames=frames,
-        ).unflatten(0, (halves * clips, frames))  # fmt: skip
+        ).unflatten(0, (halves * clips, frames)).to(x.dtype)  # fmt: skip
         if halves == 2:
             plain, told = output.chunk(2)
             output = plain + self.cfg * (told - plain)

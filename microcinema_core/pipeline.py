@@ -25,17 +25,26 @@ class Pipeline:
     """A loaded model with everything it takes to run it. Pictures are float tensors in [0, 1]."""
 
     def __init__(self, model: LoadedModel, device: torch.device | str = "cpu"):
-        if model.autoencoder is None:
-            raise MicroCinemaError(
-                f"model '{model.config.name}' has no autoencoder in its file: use an all-in-one file"
-            )
+        needed = {"autoencoder": model.autoencoder}
+        if model.config.network.context_dim is not None:
+            needed["text encoder"] = model.text
+        for part, module in needed.items():
+            if module is None:
+                raise MicroCinemaError(f"model '{model.config.name}' has no {part} in its file: use an all-in-one file")
         self.config: ModelConfig = model.config
         self.network, self.autoencoder, self.text = model.network, model.autoencoder, model.text
-        self.device = torch.device(device)
+        self.device, self.dtype = torch.device(device), next(self.network.parameters()).dtype
 
     @classmethod
-    def from_file(cls, path: str | Path, device: torch.device | str = "cpu") -> Pipeline:
-        return cls(load_model(path, device), device)
+    def from_file(
+        cls,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        tokenizer: Path | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Pipeline:
+        """`tokenizer` as in load_model; `dtype` is the networks' own: latents and the sampler stay in float32."""
+        return cls(load_model(path, device, dtype, tokenizer), device)
 
     @property
     def vocabulary(self) -> list[str]:
@@ -158,24 +167,26 @@ class Pipeline:
         lambda_ = c.lambda_ if lambda_ is None else lambda_
         gamma = c.gamma if gamma is None else gamma
         steps = c.steps if steps is None else steps
-        sigmas = NoiseSchedule().sigmas_for(steps).to(self.device)
+        sigmas = NoiseSchedule().sigmas_for(steps)  # on the CPU: 0-dim values that a GPU takes without waiting
         generators = [torch.Generator().manual_seed(seed % 2**63) for seed in seeds]
         shape = (frames, *condition.shape[2:])
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
         noise = shift(noise, prior_mean(condition, frames, lambda_ + gamma))
-        denoise = Denoiser(self.network, c, self.network.encode_condition(condition), context, cfg)
+        encoded = self.network.encode_condition(condition.to(self.dtype))
+        denoise = Denoiser(self.network, c, encoded, context, cfg)
         return sample_euler_edm(
             denoise, initial(noise, sigmas[0]), sigmas, progress and (lambda i, _: progress(i + 1, steps)),
             mean=prior_mean(condition, frames, lambda_), s_churn=churn, generator=generators[0],
         )  # fmt: skip
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures (n, 3, h, w) → scaled latents (n, C, h/f, w/f)."""
-        return self.autoencoder.encode(pictures.to(self.device))
+        """Pictures (n, 3, h, w) → scaled latents (n, C, h/f, w/f), float32."""
+        return self.autoencoder.encode(pictures.to(self.device, self.dtype)).float()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (n, C, h, w) → pictures (n, 3, h·f, w·f) in [0, 1] on the CPU, a few frames at a time."""
-        return torch.cat([self.autoencoder.decode(part).clamp(0, 1).cpu() for part in latents.split(8)])
+        parts = latents.to(self.dtype).split(8)
+        return torch.cat([self.autoencoder.decode(part).float().clamp(0, 1).cpu() for part in parts])
 
     def _require(self, condition: str) -> None:
         if self.config.network.condition != condition:

@@ -15,8 +15,9 @@ class NoiseSchedule:
 
     steps = 1000
 
-    def __init__(self):
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, self.steps, dtype=torch.float64) ** 2
+    def __init__(self, device: torch.device | str = "cpu"):
+        real = torch.float32 if torch.device(device).type == "mps" else torch.float64  # which Apple's GPUs lack
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, self.steps, dtype=real, device=device) ** 2
         self.alphas_cumprod = (1 - betas).cumprod(0)  # ᾱ, float64
         self.sigmas = ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()  # rising, σ_max = 14.6146
 
@@ -26,11 +27,13 @@ class NoiseSchedule:
         return alphas.sqrt().float(), (1 - alphas).sqrt().float()
 
     def noise_level(self, timesteps: Tensor) -> Tensor:
-        """√(1−ᾱ) in float32 for timesteps that may be fractional, as samplers give them, on their device."""
-        below = timesteps.double().clamp(0, self.steps - 1).cpu()
+        """√(1−ᾱ) in float32 for timesteps that may be fractional, as samplers give them. All of it is computed on
+        their device: a copy of a table would make the host wait for it, and it for the host."""
+        sigmas = NoiseSchedule(timesteps.device).sigmas
+        below = timesteps.to(sigmas).clamp(0, self.steps - 1)
         low = below.floor().long().clamp(max=self.steps - 2)
-        log_sigma = torch.lerp(self.sigmas[low].log(), self.sigmas[low + 1].log(), below - low)
-        return (log_sigma.exp() / (1 + (2 * log_sigma).exp()).sqrt()).float().to(timesteps.device)
+        log_sigma = torch.lerp(sigmas[low].log(), sigmas[low + 1].log(), below - low)
+        return (log_sigma.exp() / (1 + (2 * log_sigma).exp()).sqrt()).float()
 
     def sigmas_for(self, steps: int) -> Tensor:
         """The paper's spacing: σ at `steps` timesteps evenly down from 999, then 0; float32 (steps + 1,)."""

@@ -41,11 +41,22 @@ class Appearance:
     gamma: float = 0.0
 
 
+def check_size(picture: Tensor, clip: Tensor) -> None:
+    """The picture's latents (k, C, h, w) and the clip's (frames, C, h, w) are of one size."""
+    if picture.shape[1:] != clip.shape[1:]:
+        told, found = ("×".join(map(str, latents.shape[1:])) for latents in (picture, clip))
+        raise MicroCinemaError(
+            f"The picture's latents are {told} (channels, height, width), those to sample are {found}: take the "
+            "latent from the same Appearance Noise Prior Latent."
+        )
+
+
 # --- MODEL ---
 
 
 class Network(MicroCinemaUNet):
-    """The core's network under the call the host makes: text comes once per frame, controls by place."""
+    """The core's network under the call the host makes: text comes once per frame, controls by place, and a context
+    window brings some of the clip's frames only."""
 
     def __init__(self, config, *, operations, dtype=None, device=None, **described):
         super().__init__(config, operations=operations, dtype=dtype, device=device)
@@ -53,13 +64,26 @@ class Network(MicroCinemaUNet):
 
     def forward(
         self, x, timesteps, context=None, control=None, transformer_options=None,
-        *, condition, num_video_frames, **unused,
+        *, condition, clip_frames, **unused,
     ):  # fmt: skip
+        places, offsets = _window(transformer_options), None
+        if places is not None:
+            offsets = torch.tensor(places, device=x.device) - (clip_frames - 1) / 2
+        frames = clip_frames if places is None else len(places)
         if context is not None:
-            context = context[::num_video_frames]
+            context = context[::frames]
         return super().forward(
-            x, timesteps, context, condition=condition, num_video_frames=num_video_frames, control=control
+            x, timesteps, context, condition=condition, num_video_frames=frames, control=control, offsets=offsets
         )
+
+
+def _window(transformer_options) -> list[int] | None:
+    """Which frames of the clip a call of the network brings, where not all."""
+    window = (transformer_options or {}).get("context_window")
+    if window is None:
+        return None
+    anchor = getattr(window, "causal_anchor_index", None)  # a frame before the window that newer hosts show and drop
+    return [*([] if anchor is None else [anchor]), *window.index_list]
 
 
 class Config(comfy.supported_models_base.BASE):
@@ -119,13 +143,8 @@ class Model(comfy.model_base.BaseModel):
                 "The conditioning carries no picture: pass it through Appearance Noise Prior Latent, positive and "
                 "negative."
             )
-        if appearance.latents.shape[1:] != noise.shape[1:]:
-            told, found = ("×".join(map(str, shape)) for shape in (appearance.latents.shape[1:], noise.shape[1:]))
-            raise MicroCinemaError(
-                f"The picture's latents are {told} (channels, height, width), those to sample are {found}: take the "
-                "latent from the same Appearance Noise Prior Latent."
-            )
-        out["num_video_frames"] = comfy.conds.CONDConstant(noise.shape[0])
+        check_size(appearance.latents, noise)
+        out["clip_frames"] = comfy.conds.CONDConstant(noise.shape[0])
         out["condition"] = EncodedCond(self.encode(appearance, kwargs["device"]))
         return out
 
@@ -173,6 +192,8 @@ def load_model(path: str | Path, options: dict, disable_dynamic: bool = False):
         weight_dtype=comfy.utils.weight_dtype(tensors),
     )
     made.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, dtypes))
+    if made.latent_format.latent_rgb_factors is None and (autoencoder := _autoencoder(path, config)):
+        set_preview(made.latent_format, autoencoder)
     model = made.get_model(tensors)
     # Not the host's network: with dynamic VRAM its Linear layers have no weights until they load.
     _check(path, tensors, MicroCinemaUNet(config.network, device="meta"))
@@ -189,10 +210,14 @@ def load_model(path: str | Path, options: dict, disable_dynamic: bool = False):
 
 
 def add_prior(executor, noise, latent_image, *args, **kwargs):
-    """The one place where the prior enters a run of our models, whatever sampler and noise a person wires.
+    """The one place where the prior enters a run of our models, whatever sampler and noise a person wires, and where
+    a run that the host would begin in vain is refused.
 
     Noise that is all zero, as in a second stage without new noise, and noise that carries it already stay as they are.
     """
+    along = getattr(executor.class_obj.model_options.get("context_handler"), "dim", 0)
+    if along:
+        raise MicroCinemaError(f"The context windows cut dimension {along}, frames are dimension 0: set dim to 0.")
     found = [cond[APPEARANCE] for cond in executor.class_obj.conds.get("positive", []) if APPEARANCE in cond]
     if found and noise.any() and not getattr(noise, APPEARANCE, False):
         model = executor.class_obj.model_patcher.model
@@ -202,6 +227,7 @@ def add_prior(executor, noise, latent_image, *args, **kwargs):
 
 def with_prior(noise: Tensor, latents: Tensor, strength: float) -> Tensor:
     """Noise (frames, C, h, w) + strength · latents (k, C, h, w), scaled for the model. It is marked as carrying it."""
+    check_size(latents, noise)
     noise = noise + prior_mean(latents[None].to(noise), noise.shape[0], strength)[0]
     setattr(noise, APPEARANCE, True)
     return noise
@@ -320,8 +346,9 @@ class HostAutoencoder(Autoencoder):
 @unnoticed
 def load_vae(path: str | Path):
     """The file's autoencoder as VAE, or what tells a person that there is none."""
-    config, tensors = read_config(path), _tensors(path, AUTOENCODER)
-    if not tensors:
+    config = read_config(path)
+    model = _autoencoder(path, config)
+    if model is None:
         return Absent(
             f"'{Path(path).name}' holds no VAE: take VAE from Load VAE or from the SD2.1 checkpoint's loader."
         )
@@ -332,15 +359,35 @@ def load_vae(path: str | Path):
     }  # fmt: skip
     params = {"ddconfig": ddconfig, "embed_dim": 4}
     vae = comfy.sd.VAE(sd=AutoencoderKL(**params).state_dict(), config={"params": params}, dtype=torch.float32)
-    model = HostAutoencoder(config.autoencoder).eval().requires_grad_(False)
-    _check(path, tensors, model)
-    model.load_state_dict(tensors)
     vae.first_stage_model = model.to(vae.vae_dtype)
     vae.patcher = comfy.model_patcher.ModelPatcher(model, vae.device, comfy.model_management.vae_offload_device())
     vae.latent_channels = config.autoencoder.latent_channels
     vae.downscale_ratio = vae.upscale_ratio = config.autoencoder.factor
     vae.size = None
     return vae
+
+
+def _autoencoder(path, config: ModelConfig) -> HostAutoencoder | None:
+    tensors = _tensors(path, AUTOENCODER)
+    if not tensors:
+        return None
+    model = HostAutoencoder(config.autoencoder).eval().requires_grad_(False)
+    _check(path, tensors, model)
+    model.load_state_dict(tensors)
+    return model
+
+
+def set_preview(latent_format: comfy.latent_formats.LatentFormat, autoencoder: Autoencoder) -> None:
+    """What the host's live previews show a latent cell as: the linear map to its mean colour in [-1, 1] that fits
+    latents of blurred coloured noise best."""
+    factor = autoencoder.config.factor
+    colours = torch.rand(8, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pictures = nn.functional.interpolate(colours, size=(12 * factor, 12 * factor), mode="bilinear")
+    latents = latent_format.process_in(autoencoder.encode(pictures)).movedim(1, -1).flatten(0, 2)
+    cells = nn.functional.avg_pool2d(pictures, factor).movedim(1, -1).flatten(0, 2)
+    fitted = torch.linalg.lstsq(nn.functional.pad(latents, (0, 1), value=1.0), cells).solution
+    latent_format.latent_rgb_factors = fitted[:-1].tolist()
+    latent_format.latent_rgb_factors_bias = fitted[-1].tolist()
 
 
 class Absent:

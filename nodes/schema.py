@@ -31,6 +31,11 @@ def require(model, condition: str) -> ModelConfig:
 
 def check_images(images: torch.Tensor, least: int = 1) -> torch.Tensor:
     """IMAGE (n, h, w, 3 or 4) as float32 RGB, or a sentence on what is wrong with it. Alpha is dropped."""
+    if images.ndim != 4 or images.shape[-1] not in (3, 4):
+        raise MicroCinemaError(
+            f"The image is of shape {tuple(images.shape)}, pictures are (count, height, width, 3 colours or 4 with "
+            "alpha): a mask goes through Convert Mask to Image first."
+        )
     if images.shape[0] < least:
         some = "is empty: wire at least one picture" if least == 1 else f"has {images.shape[0]} frame(s): wire {least}"
         raise MicroCinemaError(f"The image batch {some}.")

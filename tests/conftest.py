@@ -77,7 +77,7 @@ def server(tmp_path_factory):
     """A running ComfyUI with this pack and a photograph under the name of the host's own example."""
     if HOST is None:
         pytest.skip("no ComfyUI: set COMFYUI_PATH")
-    running = Server(HOST, tmp_path_factory.mktemp("host") / "base")
+    running = Server(HOST, tmp_path_factory.mktemp("host") / "base", "--preview-method", "latent2rgb")
     Image.open(PACK / "pictures" / "photo.jpg").save(running.base / "input" / "example.png")
     yield running
     running.stop()

@@ -12,6 +12,12 @@ import urllib.request
 import warnings
 from pathlib import Path
 
+from safetensors.torch import load_file
+from torch import Tensor
+
+from microcinema_core import images
+from microcinema_core.pipeline import Pipeline
+
 PACK = Path(__file__).resolve().parents[1]
 
 
@@ -42,6 +48,29 @@ def canvas_form(name: str) -> dict:
 def api_form(name: str) -> dict:
     """The same template for POST /prompt."""
     return json.loads((PACK / "workflows" / "api" / f"{name}.json").read_text())
+
+
+def graph(**changed) -> dict:
+    """The first template by name of node, with 3 steps and guidance so that all of it takes part."""
+    made = api_form("animate-a-picture")
+    kinds = {
+        "LoadImage": "picture", "MicroCinemaPriorLatent": "prior", "MicroCinemaEulerSampler": "sampler",
+        "VAEDecode": "decode", "MicroCinemaInterpolate": "between", "MicroCinemaVideoCombine": "video",
+    }  # fmt: skip
+    titles = {"MicroCinema Loader": "loader", "Interpolation model": "ends", "What moves": "positive"}
+    titles["What is not wanted"] = "negative"
+    names = {key: kinds.get(node["class_type"]) or titles[node["_meta"]["title"]] for key, node in made.items()}
+    for node in made.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list):
+                node["inputs"][name] = [names[value[0]], value[1]]
+    made = {names[key]: node for key, node in made.items()}
+    made["sampler"]["inputs"] |= {"steps": 3, "cfg": 2.0, "seed": 5}
+    made["prior"]["inputs"]["noise_seed"] = 5
+    for key, value in changed.items():
+        node, _, name = key.partition("__")
+        made[node]["inputs"][name] = value
+    return made
 
 
 class Server:
@@ -125,3 +154,21 @@ class Server:
 
     def files(self, shown: list[dict]) -> list[Path]:
         return [self.base / file["type"] / file["subfolder"] / file["filename"] for file in shown]
+
+
+def latents(server: Server, made: dict, samples: list, **extra) -> Tensor:
+    """The latents that `samples` gives, saved by the host."""
+    made["save"] = {"class_type": "SaveLatent", "inputs": {"samples": samples, "filename_prefix": "saved"}}
+    made.pop("video")
+    [path] = server.files(server.run(made, **extra)["save"]["latents"])
+    return load_file(path)["latent_tensor"]
+
+
+def sampled_by_core(server: Server, pipeline: Pipeline, frames: int, steps: int) -> Tensor:
+    """The latents that the core gives for graph(), as the host would save them."""
+    picture = images.load_picture(server.base / "input" / "example.png")
+    context = pipeline.text.encode(["", "the camera zooms in"])
+    condition = pipeline.encode(images.fit(picture, 96, 96)[None])[None]
+    settings = {"cfg": 2.0, "lambda_": 0.03, "gamma": 0.02, "seeds": [5]}
+    found = pipeline.sample(condition, context, frames=frames, steps=steps, **settings)[0]
+    return found / pipeline.config.autoencoder.scale

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from host import HOST, PACK, api_form, python_of
+from host import HOST, PACK, api_form, graph, latents, python_of, sampled_by_core
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from microcinema_core import images, video
+from microcinema_core import video
 from microcinema_core.checkpoint import resolve
 from microcinema_core.pipeline import Pipeline
 
@@ -22,37 +22,6 @@ NODES = (
 )  # fmt: skip
 SNAPSHOT = Path(__file__).with_name("object_info.json")
 pytestmark = pytest.mark.usefixtures("server")
-
-
-def graph(**changed) -> dict:
-    """The first template by name of node, with 3 steps and guidance so that all of it takes part."""
-    made = api_form("animate-a-picture")
-    kinds = {
-        "LoadImage": "picture", "MicroCinemaPriorLatent": "prior", "MicroCinemaEulerSampler": "sampler",
-        "VAEDecode": "decode", "MicroCinemaInterpolate": "between", "MicroCinemaVideoCombine": "video",
-    }  # fmt: skip
-    titles = {"MicroCinema Loader": "loader", "Interpolation model": "ends", "What moves": "positive"}
-    titles["What is not wanted"] = "negative"
-    names = {key: kinds.get(node["class_type"]) or titles[node["_meta"]["title"]] for key, node in made.items()}
-    for node in made.values():
-        for name, value in node["inputs"].items():
-            if isinstance(value, list):
-                node["inputs"][name] = [names[value[0]], value[1]]
-    made = {names[key]: node for key, node in made.items()}
-    made["sampler"]["inputs"] |= {"steps": 3, "cfg": 2.0, "seed": 5}
-    made["prior"]["inputs"]["noise_seed"] = 5
-    for key, value in changed.items():
-        node, _, name = key.partition("__")
-        made[node]["inputs"][name] = value
-    return made
-
-
-def latents(server, made, samples):
-    """The latents that `samples` gives, saved by the host."""
-    made["save"] = {"class_type": "SaveLatent", "inputs": {"samples": samples, "filename_prefix": "saved"}}
-    made.pop("video")
-    [path] = server.files(server.run(made)["save"]["latents"])
-    return load_file(path)["latent_tensor"]
 
 
 def leftovers(server) -> list[Path]:
@@ -127,12 +96,8 @@ def test_a_template_runs_to_a_file_that_holds_it(server, name, size):
 
 
 def test_the_nodes_give_what_the_core_gives(server):
-    picture = images.load_picture(server.base / "input" / "example.png")
-    pipeline = Pipeline.from_file(resolve("demo-base"))
-    context = pipeline.text.encode(["", "the camera zooms in"])
-    condition = pipeline.encode(images.fit(picture, 96, 96)[None])[None]
-    expected = pipeline.sample(condition, context, frames=9, steps=3, cfg=2.0, lambda_=0.03, gamma=0.02, seeds=[5])[0]
-    found = latents(server, graph(), ["sampler", 0]) * pipeline.config.autoencoder.scale
+    expected = sampled_by_core(server, Pipeline.from_file(resolve("demo-base")), frames=9, steps=3)
+    found = latents(server, graph(), ["sampler", 0])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 

@@ -40,6 +40,10 @@ class TemporalConv(nn.Module):
             )
             for _ in range(depth)
         )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """What remains to be done once the layers inside have drawn their own first weights."""
         zero(self.layers[-1][2])
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
@@ -51,21 +55,35 @@ class TemporalConv(nn.Module):
 
 class TemporalTransformer(nn.Module):
     """Each cell attends to itself in the other frames of its clip. Positions are frames from the clip's middle, so a
-    clip of another length keeps the centre frame at the position it was trained at."""
+    clip of another length keeps the centre frame at the position it was trained at.
 
-    def __init__(self, channels, heads, groups, *, operations=nn, dtype=None, device=None):
+    Two attentions and no positions make it ModelScope's (and diffusers' TransformerTemporalModel).
+    """
+
+    def __init__(
+        self, channels, heads, groups, attentions=1, positions=True, *, operations=nn, dtype=None, device=None
+    ):
         super().__init__()
         kw = {"dtype": dtype, "device": device}
         self.norm = operations.GroupNorm(groups, channels, eps=1e-6, **kw)
+        self.positions = positions
         self.proj_in = operations.Linear(channels, channels, **kw)
-        self.block = TransformerBlock(channels, heads, operations=operations, **kw)
-        self.proj_out = zero(operations.Linear(channels, channels, **kw))
+        # A cross-attention that is given no context attends to the frames themselves.
+        second = channels if attentions == 2 else None
+        self.block = TransformerBlock(channels, heads, second, operations=operations, **kw)
+        self.proj_out = operations.Linear(channels, channels, **kw)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        zero(self.proj_out)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        sheet = self.norm(as_sheet(x, frames))
+        sheet = as_sheet(x, frames)
         clips, channels, _, cells = sheet.shape
-        tokens = sheet.permute(0, 3, 2, 1).reshape(clips * cells, frames, channels)
-        offsets = torch.arange(frames, device=x.device) - (frames - 1) / 2
-        tokens = self.block(self.proj_in(tokens) + sinusoids(offsets, channels).to(x.dtype))
-        tokens = self.proj_out(tokens).view(clips, cells, frames, channels)
-        return x + from_sheet(tokens.permute(0, 3, 2, 1), x.shape[2:])
+        tokens = self.norm(sheet).permute(0, 3, 2, 1).reshape(clips * cells, frames, channels)
+        tokens = self.proj_in(tokens)
+        if self.positions:
+            offsets = torch.arange(frames, device=x.device) - (frames - 1) / 2
+            tokens = tokens + sinusoids(offsets, channels).to(x.dtype)
+        tokens = self.proj_out(self.block(tokens)).view(clips, cells, frames, channels)
+        return from_sheet(sheet + tokens.permute(0, 3, 2, 1), x.shape[2:])  # added before it is folded: no second copy

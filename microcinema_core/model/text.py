@@ -6,6 +6,9 @@ has a vocabulary of its own, carried in its configuration.
 
 from __future__ import annotations
 
+import html
+import re
+import unicodedata
 from pathlib import Path
 
 import torch
@@ -79,9 +82,19 @@ class ClipTokens:
     def __call__(self, prompts: list[str]) -> Tensor:
         rows = torch.zeros(len(prompts), self.length, dtype=torch.long)
         for row, prompt in zip(rows, prompts, strict=True):
-            ids = self.tokenizer(prompt, truncation=True, max_length=self.length)["input_ids"]
+            ids = self.tokenizer(_plain(prompt), truncation=True, max_length=self.length)["input_ids"]
             row[: len(ids)] = torch.tensor(ids)
         return rows
+
+
+_STRAIGHT = str.maketrans("\u02bc\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f", "'" * 5 + '"' * 4)
+
+
+def _plain(prompt: str) -> str:
+    """Straight quotes, no HTML entities, no ligatures, no letters of double width: so open_clip cleaned the captions
+    that SD2.1's tower was trained on, and transformers' tokenizer does not."""
+    prompt = html.unescape(html.unescape(prompt)).translate(_STRAIGHT)
+    return re.sub("[\ufb00-\ufb06\uff01-\uff9f]", lambda match: unicodedata.normalize("NFKC", match[0]), prompt)
 
 
 class TextEncoder(nn.Module):
@@ -96,7 +109,7 @@ class TextEncoder(nn.Module):
             self.tokenizer = ClipTokens(config, tokenizer_folder)
         else:
             raise MicroCinemaError(
-                "this text encoder needs CLIP's tokenizer: name the folder of vocab.json and merges.txt"
+                "this text encoder needs CLIP's tokenizer: name the folder of vocab.json and merges.txt (--tokenizer)"
             )
         self.transformer = CLIPTextModel(clip_config(config))
 

@@ -59,7 +59,14 @@ class MicroCinemaUNet(SpatialUNet):
             TemporalConv(channels, groups, config.temporal_conv_depth, **kw) for channels in self.res_channels
         )
         self.temporal_transformers = nn.ModuleList(
-            TemporalTransformer(channels, heads_of(channels, config), groups, **kw)
+            TemporalTransformer(
+                channels,
+                heads_of(channels, config),
+                groups,
+                config.temporal_attentions,
+                config.temporal_positions,
+                **kw,
+            )
             for channels in self.transformer_channels
         )
         if config.motion_embedding:
@@ -102,10 +109,11 @@ class MicroCinemaUNet(SpatialUNet):
         condition: Condition,
         num_video_frames: int,
         control: Control | None = None,
+        offsets: Tensor | None = None,
     ) -> Tensor:
         """x (b·t, C, h, w), timesteps (b·t,) or (b,), context (b, L, D) once per clip, condition of b or fewer clips:
         a batch of two guidance halves [half 0's clips …, half 1's clips …] shares one. control: a ControlNet's
-        residuals, used up.
+        residuals, used up. offsets (t,): the frames' places from the middle of the clip; by default the clip is whole.
 
         Returns (b·t, C, h, w), the raw output in the model's parameterisation. Raises MicroCinemaError when a batch
         cannot be divided into clips, or clips among conditions.
@@ -124,7 +132,9 @@ class MicroCinemaUNet(SpatialUNet):
         planes = spread(condition.planes, frames)
         h = self.input_blocks[0][0](x)
         h = (h.view(-1, *planes.shape) + planes).flatten(0, 2)
-        text, tau = pooled(context) if context is not None else None, self._offsets(frames).to(x)
+        if offsets is None:
+            offsets = torch.arange(frames, device=x.device) - (frames - 1) / 2
+        text, tau = pooled(context) if context is not None else None, self._tau(offsets).to(x)
         since = tau[None] if condition.planes.shape[1] == 1 else torch.stack([tau - tau[0], tau - tau[-1]])
         if self.config.motion_embedding:
             emb = emb + self._embed_motion(text, tau)
@@ -162,9 +172,9 @@ class MicroCinemaUNet(SpatialUNet):
     def run_transformer(self, layer, h, context, clips):
         return self.temporal_transformers[layer.index](layer(h, context), clips.frames)
 
-    def _offsets(self, frames: int) -> Tensor:
-        """τ (t,): each frame's signed offset from the centre, ±1 at the ends of a clip of the trained length."""
-        return (torch.arange(frames) - (frames - 1) / 2) / (max(self.config.frames - 1, 1) / 2)
+    def _tau(self, offsets: Tensor) -> Tensor:
+        """Offsets from the centre, in frames, to τ: ±1 at the ends of a clip of the trained length."""
+        return offsets / (max(self.config.frames - 1, 1) / 2)
 
     def _embed_motion(self, text: Tensor, tau: Tensor) -> Tensor:
         """τ·A(p) + τ²·B(p), (b·t, E), for pooled texts p (b, 1, D). It hands the network the sign of time, which it

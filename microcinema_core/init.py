@@ -1,0 +1,125 @@
+"""`microcinema init`: a full-size model, ready to train, from Stable Diffusion 2.1 base.
+
+The spatial layers are Stable Diffusion's, and AppearNet a copy of them. The temporal layers are drawn, or ModelScope's;
+all else that is new is zero. Tensors stream from file to file, one at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from .checkpoint import AUTOENCODER, NETWORK, TEXT, header
+from .config import ModelConfig
+from .errors import MicroCinemaError
+from .images import whole_file
+from .model import MicroCinemaUNet
+from .model.temporal import TemporalConv, TemporalTransformer
+from .sources import DTYPES, Stored, stable_diffusion, temporal_layers
+
+SEED = 0  # of the temporal layers
+_PARTS = {NETWORK: "spatial layers", AUTOENCODER: "autoencoder", TEXT: "text encoder"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """How many tensors were taken from the sources and left there, and how many of the file's are new, by what."""
+
+    config: ModelConfig
+    taken: dict[str, int]
+    new: dict[str, int]
+    left: dict[str, int]
+
+
+def initialise(
+    source: Path,
+    output: Path,
+    config: ModelConfig,
+    warm_start: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Write the model of `config` that starts from `source`, and from the temporal layers of `warm_start` if given.
+
+    The file appears whole or not at all; tensors keep the precision of the source. Raises MicroCinemaError.
+    """
+    if output.exists() and any(path and path.exists() and output.samefile(path) for path in (source, warm_start)):
+        raise MicroCinemaError(f"'{output}' is read and cannot be written at once: give the output another name")
+    found = stable_diffusion(source, config)
+    taken = Counter(next(name for part, name in _PARTS.items() if key.startswith(part)) for key in found.tensors)
+    left = [found.left]
+    tensors = dict(found.tensors)
+    if warm_start:
+        network = replace(config.network, temporal_conv_depth=4, temporal_attentions=2, temporal_positions=False)
+        config = replace(config, network=network)
+        warm = temporal_layers(warm_start, network)
+        tensors |= warm.tensors
+        taken["temporal layers"] = len(warm.tensors)
+        left.append(warm.left)
+    new = _add_new(tensors, config)
+    _write(output, config, tensors, progress)
+    return Report(config, taken, new, {reason: len(keys) for part in left for reason, keys in part.items()})
+
+
+def _add_new(tensors: dict[str, Stored], config: ModelConfig) -> dict[str, int]:
+    """Add what the network has beyond its sources; how many tensors of each kind there are."""
+    network = MicroCinemaUNet(config.network, device="meta")
+    dtype = tensors[f"{NETWORK}input_blocks.0.0.weight"].dtype
+    parts = {
+        name: module for name, module in network.named_modules() if type(module) in (TemporalConv, TemporalTransformer)
+    }
+
+    @lru_cache(maxsize=1)  # a part's tensors are written one after another
+    def drawn(name: str) -> dict[str, torch.Tensor]:
+        part = deepcopy(parts[name]).to_empty(device="cpu")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED + list(parts).index(name))
+            for module in reversed(list(part.modules())):  # the innermost first
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+        return part.state_dict()
+
+    new = Counter()
+    for key, value in network.state_dict().items():
+        shape = tuple(value.shape)
+        part = ".".join(key.split(".")[:2])
+        if NETWORK + key in tensors:
+            continue
+        if key.startswith("appearance."):
+            kind, stored = "copies for AppearNet", tensors[NETWORK + key.removeprefix("appearance.")]
+        elif part in parts:
+            rest = key.removeprefix(part + ".")
+            kind = "temporal layers"
+            stored = Stored(key, shape, dtype, lambda part=part, rest=rest: drawn(part)[rest])
+        else:
+            kind, stored = "zeros", Stored(key, shape, dtype, lambda shape=shape: torch.zeros(shape))
+        new[kind] += 1
+        tensors[NETWORK + key] = stored
+    return new
+
+
+def _write(path: Path, config: ModelConfig, tensors: dict[str, Stored], progress) -> None:
+    """A safetensors file: the header's length in 8 bytes, the header in JSON, the tensors one after another."""
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    # The widest numbers first, so that all are aligned, as the format wants.
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    described, end = {"__metadata__": header(config)}, 0
+    for key, tensor in ordered:
+        start, end = end, end + torch.Size(tensor.shape).numel() * tensor.dtype.itemsize
+        described[key] = {"dtype": codes[tensor.dtype], "shape": tensor.shape, "data_offsets": [start, end]}
+    text = json.dumps(described).encode()
+    text += b" " * (-len(text) % 8)
+    with whole_file(path) as part, part.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for done, (_, tensor) in enumerate(ordered, 1):
+            values = tensor.read().to(tensor.dtype).contiguous()
+            file.write(values.flatten().view(torch.uint8).numpy())
+            if progress:
+                progress(done, len(ordered))
