@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]  # steps done, steps in all
 class Pipeline:
     """A loaded model with everything it takes to run it. Pictures are float tensors in [0, 1]."""
 
-    def __init__(self, model: LoadedModel, device: torch.device | str = "cpu"):
+    def __init__(self, model: LoadedModel, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
         needed = {"autoencoder": model.autoencoder}
         if model.config.network.context_dim is not None:
             needed["text encoder"] = model.text
@@ -33,7 +33,7 @@ class Pipeline:
                 raise MicroCinemaError(f"model '{model.config.name}' has no {part} in its file: use an all-in-one file")
         self.config: ModelConfig = model.config
         self.network, self.autoencoder, self.text = model.network, model.autoencoder, model.text
-        self.device, self.dtype = torch.device(device), next(self.network.parameters()).dtype
+        self.device, self.dtype = torch.device(device), dtype
 
     @classmethod
     def from_file(
@@ -44,7 +44,7 @@ class Pipeline:
         dtype: torch.dtype = torch.float32,
     ) -> Pipeline:
         """`tokenizer` as in load_model; `dtype` is the networks' own: latents and the sampler stay in float32."""
-        return cls(load_model(path, device, dtype, tokenizer), device)
+        return cls(load_model(path, device, dtype, tokenizer), device, dtype)
 
     @property
     def vocabulary(self) -> list[str]:

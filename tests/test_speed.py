@@ -16,7 +16,7 @@ from microcinema_core.config import NetworkConfig
 from microcinema_core.denoiser import Denoiser
 from microcinema_core.model import MicroCinemaUNet
 from microcinema_core.model.layers import SpatialTransformer
-from microcinema_core.model.temporal import TemporalConv, TemporalTransformer
+from microcinema_core.model.temporal import TemporalConv, TemporalTransformer, as_sheet
 from microcinema_core.pipeline import Pipeline
 
 FRAMES, SIZE = 5, 8
@@ -47,9 +47,9 @@ def network_of(config: NetworkConfig) -> MicroCinemaUNet:
     return network
 
 
-def inputs(config: NetworkConfig, seed: int = 0, device="cpu"):
-    """x, timesteps and text of one clip, in two guidance halves where there is text, and its condition latents."""
-    halves = 1 if config.context_dim is None else 2
+def inputs(config: NetworkConfig, seed: int = 0, device="cpu", halves: int = 2):
+    """x, timesteps and text of one clip, in guidance halves where there is text, and its condition latents."""
+    halves = 1 if config.context_dim is None else halves
     torch.manual_seed(seed)
     x = torch.randn(halves * FRAMES, 4, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
     text = None if config.context_dim is None else torch.randn(halves, 7, config.context_dim).to(device)
@@ -109,22 +109,28 @@ def test_all_attention_is_the_fused_one(monkeypatch):
     assert len(calls) == 3 * TRANSFORMERS  # among cells, to the text, among frames
 
 
+@pytest.mark.parametrize("clips", [1, 2])
 @pytest.mark.parametrize(
-    ("layer", "given", "copies"),
-    [
-        (TemporalConv(16, 4), (FRAMES,), 0),
-        (TemporalTransformer(16, 2, 4), (FRAMES,), 1),
-        (SpatialTransformer(16, 2, 4, 12), (torch.randn(2, 7, 12),), 0),
-    ],
+    ("layer", "copies"),
+    [(TemporalConv(16, 4), 0), (TemporalTransformer(16, 2, 4), 1), (SpatialTransformer(16, 2, 4, 12), 0)],
     ids=["temporal convolution", "temporal transformer", "spatial transformer"],
 )
-def test_frames_are_copied_into_another_order_once_at_most(layer, given, copies):
+def test_frames_are_copied_into_another_order_once_at_most(layer, copies, clips):
     """Of all copies, one in a temporal transformer: frames must lie beside each other for its attention."""
     seen = Counter()
-    x = torch.randn(2 * FRAMES, 16, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(clips * FRAMES, 16, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
+    given = torch.randn(clips, 7, 12) if isinstance(layer, SpatialTransformer) else FRAMES
     with torch.no_grad(), Watch(lambda func, *rest: seen.update([func.overloadpacket])):
-        layer(x, *given)
+        out = layer(x, given)
     assert sum(seen[copy] for copy in (torch.ops.aten.clone, torch.ops.aten.copy_, torch.ops.aten._to_copy)) == copies
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("clips", [1, 2])
+def test_frames_as_a_sheet_are_channels_last_too(clips):
+    x = torch.randn(clips * FRAMES, 16, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
+    norm = torch.nn.GroupNorm(4, 16)(as_sheet(x, FRAMES))
+    assert norm.stride() == (FRAMES * SIZE**2 * 16, 1, SIZE**2 * 16, 16)
 
 
 # A step that a compiler and a CUDA graph can take whole
@@ -146,10 +152,15 @@ def test_nothing_of_a_step_leaves_its_device(config):
 
 
 @pytest.mark.parametrize(
-    ("name", "backend"),
-    [("base", "eager"), ("interpolation", "eager"), *((name, "aot_eager") for name in CONFIGS)],
+    ("name", "backend", "halves"),
+    [
+        ("base", "eager", 2),
+        ("interpolation", "eager", 1),
+        ("base", "aot_eager", 1),
+        *((name, "aot_eager", 2) for name in CONFIGS),
+    ],
 )
-def test_compiles_as_one_graph_that_all_steps_and_clips_share(name, backend):
+def test_compiles_as_one_graph_that_all_steps_and_clips_share(name, backend, halves):
     config, graphs = CONFIGS[name], []
     network = network_of(config)
 
@@ -161,7 +172,7 @@ def test_compiles_as_one_graph_that_all_steps_and_clips_share(name, backend):
     run = torch.compile(network, fullgraph=True, backend=count)
     with torch.no_grad():
         for seed in range(2):
-            given = inputs(config, seed)
+            given = inputs(config, seed, halves=halves)
             expected = step(network, *given)
             scale = expected.abs().max()  # some hundreds where random weights warp
             torch.testing.assert_close(step(network, *given, run) / scale, expected / scale, rtol=0, atol=1e-5)

@@ -15,7 +15,8 @@ from .layers import TransformerBlock, sinusoids, zero
 
 def as_sheet(x: Tensor, frames: int) -> Tensor:
     """(clips · frames, C, h, w) to (clips, C, frames, h·w)."""
-    return x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(3)
+    # Cells first: flattened last, a single clip's stride would hide from the layers that this is channels_last.
+    return x.flatten(2).unflatten(0, (-1, frames)).transpose(1, 2)
 
 
 def from_sheet(sheet: Tensor, size: tuple[int, int]) -> Tensor:
