@@ -210,7 +210,7 @@ def time_clips(o: argparse.Namespace) -> dict:
             network, vae = (filled(part, o).to(memory_format=torch.channels_last) for part in parts)
             if o.compile:
                 compiled(network, o)
-            pipeline = Pipeline(LoadedModel(config, network, vae, nn.Identity()), o.device)  # texts are given
+            pipeline = Pipeline(LoadedModel(config, network, vae, nn.Identity()), o.device, o.dtype)  # texts are given
         given = noise(o, 1, 1 if config.network.condition == "centre" else 2, 4, size, size)
         text = noise(o, 1 if config.cfg == 1 else HALVES, TOKENS, TEXT_WIDTH)
         settings = {"frames": config.network.frames, "cfg": config.cfg, "seeds": [0]}

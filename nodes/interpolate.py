@@ -23,8 +23,9 @@ class _Network:
     def encode_condition(self, latents: Tensor):
         return self.network.encode_condition(latents.to(self.dtype))
 
-    def __call__(self, x: Tensor, timesteps: Tensor, context, **options) -> Tensor:
-        return self.network(x.to(self.dtype), timesteps, context, **options).to(x.dtype)
+    def __call__(self, x: Tensor, timesteps: Tensor, context, *, condition, num_video_frames: int) -> Tensor:
+        out = self.network(x.to(self.dtype), timesteps, context, condition=condition, clip_frames=num_video_frames)
+        return out.to(x.dtype)
 
 
 class _Autoencoder:

@@ -64,12 +64,12 @@ class Network(MicroCinemaUNet):
 
     def forward(
         self, x, timesteps, context=None, control=None, transformer_options=None,
-        *, condition, num_video_frames, **unused,
+        *, condition, clip_frames, **unused,
     ):  # fmt: skip
         places, offsets = _window(transformer_options), None
         if places is not None:
-            offsets = torch.tensor(places, device=x.device) - (num_video_frames - 1) / 2
-        frames = num_video_frames if places is None else len(places)
+            offsets = torch.tensor(places, device=x.device) - (clip_frames - 1) / 2
+        frames = clip_frames if places is None else len(places)
         if context is not None:
             context = context[::frames]
         return super().forward(
@@ -144,7 +144,8 @@ class Model(comfy.model_base.BaseModel):
                 "negative."
             )
         check_size(appearance.latents, noise)
-        out["num_video_frames"] = comfy.conds.CONDConstant(noise.shape[0])
+        # Not num_video_frames: the host sets that to the length of a context window.
+        out["clip_frames"] = comfy.conds.CONDConstant(noise.shape[0])
         out["condition"] = EncodedCond(self.encode(appearance, kwargs["device"]))
         return out
 

@@ -193,9 +193,10 @@ def test_half_precision_shows_the_same_clip(tiny_model, dtype):
         mine.to(dtype).requires_grad_(False)
     torch.manual_seed(0)
     latents, text = torch.randn(1, 1, 4, SIZE, SIZE), torch.randn(2, 7, 32)
-    clips = [Pipeline(model).sample(latents, text, frames=FRAMES, cfg=2.0, seeds=[0]) for model in (tiny_model, half)]
+    pipelines = Pipeline(tiny_model), Pipeline(half, dtype=dtype)
+    clips = [pipeline.sample(latents, text, frames=FRAMES, cfg=2.0, seeds=[0]) for pipeline in pipelines]
     assert clips[1].dtype == torch.float32
     error = (clips[1] - clips[0]).std() / clips[0].std()
     assert 0 < error < 0.05
-    shown = Pipeline(half).decode(clips[1][0])
-    torch.testing.assert_close(shown, Pipeline(tiny_model).decode(clips[1][0]), rtol=0, atol=0.03)
+    expected, shown = (pipeline.decode(clips[1][0]) for pipeline in pipelines)
+    torch.testing.assert_close(shown, expected, rtol=0, atol=0.03)
