@@ -1,7 +1,8 @@
 """Model files: one `.safetensors` with the configuration in its header, never pickle.
 
 Keys: `model.diffusion_model.` (network), `first_stage_model.` (autoencoder), `cond_stage_model.` (text encoder); the
-last two only in an all-in-one file. The header is checked before any tensor is read.
+last two only in an all-in-one file. The autoencoder within a forward warp is the file's own, stored once. The header is
+checked before any tensor is read.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from .model.text import TextEncoder
 
 FORMAT, FORMAT_VERSION = "microcinema", "1"
 NETWORK, AUTOENCODER, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+WARP = NETWORK + "forward_warp."
+WARPS_AUTOENCODER = WARP + "autoencoder."  # the same as the file's, and left out where there is one
 _HERE = Path(__file__).resolve().parent
 BUNDLED = next(
     (p for p in (_HERE / "weights", _HERE.parent / "models") if p.is_dir()), None
@@ -92,7 +95,7 @@ def load_model(
             parts[AUTOENCODER] = Autoencoder(config.autoencoder)
         if config.text and any(key.startswith(TEXT) for key in keys):
             parts[TEXT] = TextEncoder(config.text, tokenizer)
-        tensors = {key: file.get_tensor(key).to(dtype) for key in keys}
+        tensors = complete({key: file.get_tensor(key).to(dtype) for key in keys})
     for prefix, module in parts.items():
         if module is not None:
             state = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
@@ -101,6 +104,14 @@ def load_model(
     if tensors:
         raise MicroCinemaError(f"'{path}' holds an unknown tensor '{min(tensors)}': it is of another version")
     return LoadedModel(config, network, parts[AUTOENCODER], parts[TEXT])
+
+
+def complete(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A file's tensors, with those that a forward warp shares with the autoencoder."""
+    if not any(key.startswith(WARP) for key in tensors):
+        return tensors
+    shared = {key: value for key, value in tensors.items() if key.startswith(AUTOENCODER)}
+    return {key.replace(AUTOENCODER, WARPS_AUTOENCODER): value for key, value in shared.items()} | tensors
 
 
 def load_autoencoder(path: str | Path) -> Autoencoder:
@@ -130,6 +141,8 @@ def save_model(path: Path, model: LoadedModel, dtype: torch.dtype = torch.float1
     for prefix, module in ((NETWORK, model.network), (AUTOENCODER, model.autoencoder), (TEXT, model.text)):
         if module is not None:
             tensors |= {prefix + key: value.to("cpu", dtype).contiguous() for key, value in module.state_dict().items()}
+    if model.autoencoder is not None:
+        tensors = {key: value for key, value in tensors.items() if not key.startswith(WARPS_AUTOENCODER)}
     with whole_file(path) as part:
         try:
             save_file(tensors, part, header(model.config))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MODEL = "demo-base"
 INTERPOLATION_MODEL = "demo-interpolation"
+_DTYPES = ("float32", "bfloat16", "float16")
 INSERTED = 4  # one interpolation pass shows this many frames for each one before, except the last
 
 
@@ -164,15 +165,20 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def _load(arguments: argparse.Namespace, model: str, condition: str) -> Pipeline:
     """The model of that name or file; `condition` is "centre" for models that animate, "ends" for those in between."""
+    import torch
+
     from . import checkpoint
     from .pipeline import Pipeline
 
-    pipeline = Pipeline.from_file(checkpoint.resolve(model), _device(arguments.device), arguments.tokenizer)
+    dtype = getattr(torch, arguments.dtype)
+    pipeline = Pipeline.from_file(checkpoint.resolve(model), _device(arguments.device), arguments.tokenizer, dtype)
     if pipeline.config.network.condition != condition:
         use = f"animates pictures: use {INTERPOLATION_MODEL}"
         if condition == "centre":
             use = f"puts frames between frames: use it with `microcinema interpolate`, or {MODEL} here"
         raise MicroCinemaError(f"the model '{pipeline.config.name}' {use}")
+    if arguments.compile:  # on CUDA with graphs
+        pipeline.network.compile(mode="reduce-overhead" if pipeline.device.type == "cuda" else None)
     return pipeline
 
 
@@ -307,6 +313,8 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--seed", type=_whole(0, 2**63 - 1), default=0, help="same seed, same file (%(default)s)")
         added.add_argument("--size", type=_size, metavar="WxH", help="cut and resize to it first")
         added.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
+        added.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the networks (%(default)s)")
+        added.add_argument("--compile", action="store_true", help="compile the network first: minutes, for many steps")
 
     one = command(animate, "turn a picture and a sentence into a clip")
     one.add_argument("photo", type=Path, metavar="PHOTO", help="any picture Pillow opens")

@@ -63,7 +63,9 @@ class NetworkConfig:
     scale_shift_norm: bool = False  # the time embedding scales and shifts, instead of only shifting as in SD
     residual_std: float | None = None  # v only: the layers predict what differs from the condition; its size in latents
     motion_embedding: bool = False  # adds τ·A(text) + τ²·B(text) to the time embedding, τ = signed frame offset
-    forward_warp: bool = False  # with residual_std: what differs from the condition, moved along paths told by the text
+    # With residual_std: what differs from the condition, moved along paths told by the text; the model's autoencoder
+    # stands between its latents and the pixels that move.
+    forward_warp: AutoencoderConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ _DEMO_AUTOENCODER = AutoencoderConfig(
 _DEMO_NETWORK = NetworkConfig(
     latent_channels=16, model_channels=64, channel_multipliers=(1, 1, 1), res_blocks=1, attention_levels=(1, 2),
     head_channels=32, norm_groups=4, context_dim=128, scale_shift_norm=True, residual_std=0.5,
-    motion_embedding=True, forward_warp=True,
+    motion_embedding=True, forward_warp=_DEMO_AUTOENCODER,
 )  # fmt: skip
 
 BASE = ModelConfig(name="base")
@@ -155,10 +157,10 @@ INTERPOLATION = replace(
 DEMO_BASE = ModelConfig(
     name="demo-base", network=_DEMO_NETWORK, autoencoder=_DEMO_AUTOENCODER,
     text=TextConfig(width=128, layers=2, heads=4, vocabulary_size=128, max_tokens=24, skip_last=0, projection=False),
-    parameterization="v", width=96, height=96, steps=1, cfg=1.4,
+    parameterization="v", width=96, height=96, steps=1, cfg=1.0,
 )  # fmt: skip
 DEMO_INTERPOLATION = replace(
-    DEMO_BASE, name="demo-interpolation", text=None, fps=8.0, cfg=1.0, steps=1,
+    DEMO_BASE, name="demo-interpolation", text=None, fps=8.0,
     network=replace(
         _DEMO_NETWORK, model_channels=48, head_channels=24, channel_multipliers=(1, 1), attention_levels=(1,),
         context_dim=None, frames=5, condition="ends", motion_embedding=False, residual_std=0.2,

@@ -14,6 +14,7 @@ from .config import ModelConfig
 from .denoiser import Denoiser
 from .errors import MicroCinemaError
 from .images import fit
+from .model import Condition
 from .prior import prior_mean, shift
 from .samplers import initial, sample_euler_edm
 from .schedule import NoiseSchedule
@@ -139,13 +140,15 @@ class Pipeline:
         """Windows (b, 2, 3, h, w) → the frames after each first one, up to and including each second, unchanged."""
         count = self.config.network.frames
         latents = self.encode(ends.flatten(0, 1)).unflatten(0, (-1, 2))
-        sampled = self.sample(latents, None, frames=count, steps=steps, cfg=1.0, seeds=seeds, progress=progress)
-        # What the autoencoder loses of the end frames is known: give it back, blended over the window.
+        encoded = self.network.encode_condition(latents.to(self.dtype))
+        sampled = self.sample(
+            latents, None, frames=count, steps=steps, cfg=1.0, seeds=seeds, progress=progress, encoded=encoded
+        )  # fmt: skip
+        # What the autoencoder loses of the end frames is known: give it back on the way.
         lost = ends - self.decode(latents.flatten(0, 1)).unflatten(0, (-1, 2))
-        weights = torch.linspace(0, 1, count)[1:-1].view(-1, 1, 1, 1)
+        lost = self.network.carry(encoded, lost.to(self.device), count)[:, 1:-1].cpu()
         middle = self.decode(sampled[:, 1:-1].flatten(0, 1)).unflatten(0, (-1, count - 2))
-        middle = (middle + torch.lerp(lost[:, :1], lost[:, 1:], weights)).clamp(0, 1)
-        return torch.cat((middle, ends[:, 1:]), 1).flatten(0, 1)
+        return torch.cat(((middle + lost).clamp(0, 1), ends[:, 1:]), 1).flatten(0, 1)
 
     @torch.no_grad()
     def sample(
@@ -161,8 +164,10 @@ class Pipeline:
         churn: float = 0.0,
         seeds: list[int],
         progress: Progress | None = None,
+        encoded: Condition | None = None,
     ) -> Tensor:
-        """Scaled condition latents (b, k, C, h, w), one seed a clip → scaled latents (b, frames, C, h, w)."""
+        """Scaled condition latents (b, k, C, h, w), one seed a clip → scaled latents (b, frames, C, h, w). `encoded` is
+        what the network's encode_condition gives for them, if it was asked before."""
         c = self.config
         lambda_ = c.lambda_ if lambda_ is None else lambda_
         gamma = c.gamma if gamma is None else gamma
@@ -172,7 +177,8 @@ class Pipeline:
         shape = (frames, *condition.shape[2:])
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
         noise = shift(noise, prior_mean(condition, frames, lambda_ + gamma))
-        encoded = self.network.encode_condition(condition.to(self.dtype))
+        if encoded is None:
+            encoded = self.network.encode_condition(condition.to(self.dtype))
         denoise = Denoiser(self.network, c, encoded, context, cfg)
         return sample_euler_edm(
             denoise, initial(noise, sigmas[0]), sigmas, progress and (lambda i, _: progress(i + 1, steps)),

@@ -23,6 +23,9 @@ class _Network:
     def encode_condition(self, latents: Tensor):
         return self.network.encode_condition(latents.to(self.dtype))
 
+    def carry(self, condition, pictures: Tensor, frames: int) -> Tensor:
+        return self.network.carry(condition, pictures, frames)
+
     def __call__(self, x: Tensor, timesteps: Tensor, context, *, condition, num_video_frames: int) -> Tensor:
         out = self.network(x.to(self.dtype), timesteps, context, condition=condition, clip_frames=num_video_frames)
         return out.to(x.dtype)

@@ -21,7 +21,7 @@ import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from torch import Tensor, nn
 
-from ..microcinema_core.checkpoint import AUTOENCODER, NETWORK, TEXT, read_config
+from ..microcinema_core.checkpoint import AUTOENCODER, NETWORK, TEXT, complete, read_config
 from ..microcinema_core.config import ModelConfig
 from ..microcinema_core.errors import MicroCinemaError
 from ..microcinema_core.model import Condition, MicroCinemaUNet
@@ -408,7 +408,7 @@ class AbsentPart(MicroCinemaError, AttributeError):
 
 
 def _tensors(path, prefix: str) -> dict[str, Tensor]:
-    tensors = comfy.utils.load_torch_file(str(path), safe_load=True)
+    tensors = complete(comfy.utils.load_torch_file(str(path), safe_load=True))
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 

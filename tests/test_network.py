@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from microcinema_core.config import BASE, DEMO_BASE, INTERPOLATION, NetworkConfig
+from microcinema_core.config import BASE, DEMO_BASE, INTERPOLATION, AutoencoderConfig, NetworkConfig
 from microcinema_core.errors import MicroCinemaError
 from microcinema_core.model import Condition, MicroCinemaUNet, SpatialUNet, parameter_table
 from microcinema_core.model.appearance import spread
@@ -25,6 +25,7 @@ TINY = NetworkConfig(
     context_dim=12, frames=5,
 )  # fmt: skip
 ENDS = replace(TINY, condition="ends")
+PIXELS = AutoencoderConfig(channels=4, channel_multipliers=(1, 2), res_blocks=1, norm_groups=2)
 SIZE = (8, 8)
 VARIANTS = {
     "base": TINY,
@@ -32,11 +33,16 @@ VARIANTS = {
     "scale-shift": replace(TINY, scale_shift_norm=True),
     "motion": replace(TINY, motion_embedding=True),
     "no text": replace(ENDS, context_dim=None),
-    "warp": replace(TINY, forward_warp=True, residual_std=0.5),
-    "warp between ends": replace(ENDS, context_dim=None, forward_warp=True, residual_std=0.5),
+    "warp": replace(TINY, forward_warp=PIXELS, residual_std=0.5),
+    "warp between ends": replace(ENDS, context_dim=None, forward_warp=PIXELS, residual_std=0.5),
     "like ModelScope": replace(TINY, temporal_conv_depth=4, temporal_attentions=2, temporal_positions=False),
     "like the demo": replace(
-        TINY, scale_shift_norm=True, motion_embedding=True, forward_warp=True, residual_std=0.5, latent_channels=16
+        TINY,
+        scale_shift_norm=True,
+        motion_embedding=True,
+        residual_std=0.5,
+        latent_channels=16,
+        forward_warp=replace(PIXELS, latent_channels=16),
     ),
 }
 
@@ -323,8 +329,15 @@ def test_every_parameter_learns(config):
     x, timesteps, context, latents = inputs(2, config)
     out = net(x, timesteps, context, condition=net.encode_condition(latents), num_video_frames=5)
     assert out.shape == x.shape
-    out.square().mean().backward()
-    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+    loss = out.square().mean()
+    if config.forward_warp:  # its paths learn from where pixels go
+        clips, k, _, height, width = latents.shape
+        pixels, text = torch.rand(clips, k, 3, 2 * height, 2 * width), pooled(context) if context is not None else None
+        points = net.forward_warp.read(net.look(latents, pixels), text)
+        loss = loss + net.forward_warp.render(pixels, points, text, net.since(net.tau(torch.arange(5) - 2)))[0].mean()
+    loss.backward()
+    learned = {name: p for name, p in net.named_parameters() if "forward_warp.autoencoder" not in name}
+    assert [name for name, p in learned.items() if p.grad is None or not p.grad.any()] == []
 
 
 def test_text_free_network_has_no_cross_attention():
@@ -338,7 +351,7 @@ def test_motion_embedding_is_zero_at_the_centre_and_follows_the_text():
     net = randomised(MicroCinemaUNet(replace(TINY, motion_embedding=True)))
     context = torch.randn(2, 7, 12)
     with torch.no_grad():
-        added = net._embed_motion(pooled(context), net._tau(torch.arange(-2, 3))).unflatten(0, (2, 5))
+        added = net._embed_motion(pooled(context), net.tau(torch.arange(-2, 3))).unflatten(0, (2, 5))
         text = (context - context[:, 6:]).sum(dim=1) / 7**0.5
         first, second = text @ net.motion_first.weight.T, text @ net.motion_second.weight.T
     assert not added[:, 2].any()
@@ -493,7 +506,7 @@ def test_residual_preconditioning_turns_edms_target_into_v(config):
     target = (clips - still - rho**2 * alpha / q**2 * (noisy - alpha * still)) * q / (rho * sigma)
     told = (target.flatten(0, 1), noisy.flatten(0, 1), timesteps, still.flatten(0, 1))
     expected = (alpha * noise - sigma * clips).flatten(0, 1)
-    torch.testing.assert_close(net._around(*told, torch.ones(10, dtype=bool)), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(net._around(*told, torch.ones(10, 1, 1, 1, dtype=bool)), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "shown"), [("like the demo", [2]), ("warp between ends", [0, -1])])

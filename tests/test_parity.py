@@ -176,18 +176,19 @@ def test_text_states_are_those_of_transformers_at_its_penultimate_layer(config, 
         assert relative_error(text.encode(PROMPTS), expected) < 1e-5
 
 
-def python_with_open_clip() -> str | None:
-    """This one, or the one that OPEN_CLIP_PYTHON names: open_clip needs a torchvision that fits its torch."""
-    for python in (sys.executable, os.environ.get("OPEN_CLIP_PYTHON")):
-        if python and subprocess.run([python, "-c", "import open_clip"], capture_output=True).returncode == 0:
+def python_with(package: str) -> str:
+    """This one, or the one that PARITY_PYTHON names: both packages need a torchvision that fits their torch."""
+    found = f"from importlib.util import find_spec; assert find_spec('torchvision') and find_spec('{package}')"
+    for python in (sys.executable, os.environ.get("PARITY_PYTHON")):
+        if python and subprocess.run([python, "-c", found], capture_output=True).returncode == 0:
             return python
-    warnings.warn("NO open_clip: parity with it is NOT TESTED. Set OPEN_CLIP_PYTHON to a Python with it.", stacklevel=1)
-    return None
+    warnings.warn(f"NO {package}: parity with it is NOT TESTED. Set PARITY_PYTHON to a Python with it.", stacklevel=1)
+    return pytest.skip(f"no {package}: set PARITY_PYTHON")
 
 
 @needs_host
 def test_tokens_and_text_states_are_open_clips(config, single_file, tmp_path):
-    python = python_with_open_clip() or pytest.skip("no open_clip: set OPEN_CLIP_PYTHON")
+    python = python_with("open_clip")
     source, made = single_file
     told = tmp_path / "told.safetensors"
     run_independent(
@@ -303,6 +304,17 @@ def modelscopes_names(state):
 
 
 # --- the sampler ---
+
+
+@pytest.mark.parametrize("steps", [5, 50])
+def test_euler_edm_is_k_diffusions(tmp_path, steps):
+    python = python_with("k_diffusion")
+    sigmas, noise = NoiseSchedule().sigmas_for(steps), 14 * torch.randn(2, 64)
+    given, told = tmp_path / "given.safetensors", tmp_path / "told.safetensors"
+    save_file({"sigmas": sigmas, "noise": noise}, given)
+    run_independent(python, "k_diffusion_euler.py", given, told)
+    sampled = sample_euler_edm(lambda x, sigma: torch.tanh(x / (1 + sigma**2).sqrt()), noise, sigmas)
+    torch.testing.assert_close(sampled, load_file(told)["sampled"], rtol=1e-5, atol=1e-5)
 
 
 @needs_diffusers

@@ -13,20 +13,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
 from microcinema_core.checkpoint import LoadedModel, load_model, save_model
-from microcinema_core.config import DEMO_BASE
+from microcinema_core.config import DEMO_BASE, DEMO_INTERPOLATION
 from microcinema_core.errors import MicroCinemaError
+from microcinema_core.metrics import psnr
 from microcinema_core.model import MicroCinemaUNet
 from microcinema_core.model.autoencoder import Autoencoder
 from microcinema_core.model.text import TextEncoder, word_tokenizer
 from microcinema_core.model.unet import pooled
+from microcinema_core.model.warp import ForwardWarp
 from microcinema_core.training import autoencoder as autoencoder_training
 from microcinema_core.training import data, diffusion, trainer
-from microcinema_core.training.captions import all_words, random_caption, reverse
+from microcinema_core.training.captions import COLOURS, all_words, random_caption, reverse
 from microcinema_core.training.loop import Trainer, TrainingConfig
+from microcinema_core.training.scenes import draw_clip
 from microcinema_core.training.text import learn_to_read
 
 ROOT = Path(__file__).parents[1]
@@ -236,14 +240,44 @@ def test_interpolation_trains_without_text(runs):
     assert "held_out_swapped" not in log_of(folder)[-1] and "held_out" in log_of(folder)[-1]
 
 
-def test_flow_is_measured_in_points_a_frame():
+def test_motion_is_measured_in_pixels_of_half_the_size_a_frame():
     class Pan:
-        def flow(self, condition, tokens):
-            return torch.full((2, 1, 2, 48, 48), 8.0)  # in half a clip, 4 frames
+        def warp(self, condition, pixels, tokens, frames, index):
+            assert (frames, index) == (9, 8) and torch.equal(pixels, torch.full((2, 1, 3, 96, 96), 0.4))
+            return torch.full((2, 1, 2, 96, 96), 2.0), torch.full((2, 3, 96, 96), 0.5)
 
-    latents, objective = torch.zeros(2, 9, 16, 12, 12), diffusion.Objective(DEMO_BASE)
-    assert not objective.flow_losses(Pan(), latents, torch.full((2, 1, 2, 48, 48), 2.0), None).any()
-    assert objective.flow_losses(Pan(), latents, torch.full((2, 1, 2, 48, 48), 1.0), None).tolist() == [1, 1]
+    latents, frames = (
+        torch.zeros(2, 9, 16, 12, 12),
+        torch.linspace(0, 0.8, 9).view(1, 9, 1, 1, 1).expand(2, -1, 3, 96, 96),
+    )
+    objective = diffusion.Objective(DEMO_BASE)
+    for flow, expected in ((1.0, 0.1), (2.0, 2.01**0.5)):  # never quite 0
+        moved, rendered = objective.motion_losses(Pan(), latents, frames, torch.full((2, 1, 2, 48, 48), flow), None, 8)
+        torch.testing.assert_close(moved, torch.full((2,), expected))
+        torch.testing.assert_close(rendered, torch.full((2,), 0.271**0.5))
+
+
+def test_the_flow_of_drawn_ends_takes_both_to_the_frame_between():
+    clips = (draw_clip(seed, frames=5, size=96) for seed in range(100))
+    clip = next(clip for clip in clips if (clip.motion, clip.speed) == ("left", "quickly"))
+    warp = ForwardWarp(DEMO_INTERPOLATION.network)
+    ends, ways = clip.frames[[0, -1]], torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)  # each on its way to the other
+    points = F.pad(2 * clip.flow[[0, -1]] / warp.unit * ways, (0, 0, 0, 0, 0, 2))[None]
+    torch.testing.assert_close(warp.flow(points, None)[0] / 2, clip.flow[[0, -1]])
+    rendered, _ = warp.render(ends[None], points, None, torch.tensor([[1.0], [-1.0]]))
+    between = clip.frames[2]
+    assert psnr(rendered[0, 0], between) > psnr(ends.mean(0), between) + 6
+
+
+def test_a_warp_begins_with_the_velocities_of_the_colours():
+    warp = ForwardWarp(DEMO_BASE.network)
+    directions = torch.eye(DEMO_BASE.network.context_dim)  # a text tower that tells each meaning along its own one
+    diffusion.begin_with_colours(warp, directions, DEMO_BASE)
+    red = list(COLOURS).index("red")
+    told = warp.unit * warp._told(directions[None, None, 6 + 2 * red])[0]  # red moves right, neither slowly nor quickly
+    expected = torch.zeros_like(told)
+    expected[red, 0] = 4 * 3.0  # pixels from the centre to the end of nine frames
+    torch.testing.assert_close(told, expected)
 
 
 # --- the autoencoder ---
@@ -325,6 +359,7 @@ def test_the_command_is_stopped_and_goes_on_to_a_model(tmp_path, monkeypatch, pr
     out = tmp_path / "run"
     settings = {"autoencoder": '"autoencoder.safetensors"', "steps": 20, "batch_size": 2, "shards": 1, "log_every": 1}
     settings |= {"warmup": 5, "threads": 1, "workers": 1, "processes": processes, "flow_steps": 4}
+    settings |= {"text_steps": 20}
     command = [sys.executable, "-m", "microcinema_core", "train", "configs/demo-base.toml", "--out", str(out)]
     command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
 

@@ -18,13 +18,13 @@ class Condition:
     latents: (clips, k, C, h, w), what was encoded.
     planes: (clips, k, C, h, w), the condition's share of the first convolution's output.
     modulations: for each ResBlock, in the order they run, scale = 1 + γ(f) and shift = β(f), each (clips, k, C, h, w).
-    points: what ForwardWarp.read_points gives, for a network with one.
+    seen: what ForwardWarp.look gives, for a network with one.
     """
 
     latents: Tensor
     planes: Tensor
     modulations: list[tuple[Tensor, Tensor]]
-    points: Tensor | None = None
+    seen: tuple[Tensor, Tensor] | None = None
 
     @property
     def clips(self) -> int:

@@ -14,14 +14,14 @@ from ..config import AutoencoderConfig
 
 
 class _ResBlock(nn.Module):
-    def __init__(self, channels, out_channels, groups):
+    def __init__(self, channels, out_channels, groups, *, operations=nn, **kw):
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=1e-6)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.norm1 = operations.GroupNorm(groups, channels, eps=1e-6, **kw)
+        self.conv1 = operations.Conv2d(channels, out_channels, 3, padding=1, **kw)
+        self.norm2 = operations.GroupNorm(groups, out_channels, eps=1e-6, **kw)
+        self.conv2 = operations.Conv2d(out_channels, out_channels, 3, padding=1, **kw)
         if channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
+            self.nin_shortcut = operations.Conv2d(channels, out_channels, 1, **kw)
 
     def forward(self, x):
         h = self.conv1(F.silu(self.norm1(x)))
@@ -30,10 +30,10 @@ class _ResBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    def __init__(self, channels, groups):
+    def __init__(self, channels, groups, *, operations=nn, **kw):
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+        self.norm = operations.GroupNorm(groups, channels, eps=1e-6, **kw)
+        self.q, self.k, self.v, self.proj_out = (operations.Conv2d(channels, channels, 1, **kw) for _ in range(4))
 
     def forward(self, x):
         h = self.norm(x)
@@ -42,11 +42,11 @@ class _Attention(nn.Module):
         return x + self.proj_out(h.transpose(1, 2).reshape(x.shape))
 
 
-def _middle(channels, groups):
+def _middle(channels, groups, **kw):
     mid = nn.Module()
-    mid.block_1 = _ResBlock(channels, channels, groups)
-    mid.attn_1 = _Attention(channels, groups)
-    mid.block_2 = _ResBlock(channels, channels, groups)
+    mid.block_1 = _ResBlock(channels, channels, groups, **kw)
+    mid.attn_1 = _Attention(channels, groups, **kw)
+    mid.block_2 = _ResBlock(channels, channels, groups, **kw)
     return mid
 
 
@@ -55,19 +55,19 @@ def _run_middle(mid, h):
 
 
 class _Downsample(nn.Module):
-    def __init__(self, channels):
+    def __init__(self, channels, *, operations=nn, **kw):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = operations.Conv2d(channels, channels, 3, stride=2, **kw)
 
     def forward(self, x):
         return self.conv(F.pad(x, (0, 1, 0, 1)))  # SD pads on the right and below only
 
 
 class _Upsample(nn.Module):
-    def __init__(self, channels, shuffle):
+    def __init__(self, channels, shuffle, *, operations=nn, **kw):
         super().__init__()
         self.shuffle = shuffle
-        self.conv = nn.Conv2d(channels, 4 * channels if shuffle else channels, 3, padding=1)
+        self.conv = operations.Conv2d(channels, 4 * channels if shuffle else channels, 3, padding=1, **kw)
 
     def forward(self, x):
         if self.shuffle:
@@ -78,23 +78,24 @@ class _Upsample(nn.Module):
 class Encoder(nn.Module):
     """(b, 3, h, w) in [-1, 1] → (b, 2·latent_channels, h/f, w/f), mean and log-variance before `quant_conv`."""
 
-    def __init__(self, config: AutoencoderConfig):
+    def __init__(self, config: AutoencoderConfig, *, operations=nn, **kw):
         super().__init__()
+        parts = {"operations": operations, **kw}
         groups, channels = config.norm_groups, config.channels
-        self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
+        self.conv_in = operations.Conv2d(3, channels, 3, padding=1, **kw)
         self.down = nn.ModuleList()
         for level, multiplier in enumerate(config.channel_multipliers):
             stage, width = nn.Module(), config.channels * multiplier
             stage.block = nn.ModuleList()
             for _ in range(config.res_blocks):
-                stage.block.append(_ResBlock(channels, width, groups))
+                stage.block.append(_ResBlock(channels, width, groups, **parts))
                 channels = width
             if level < len(config.channel_multipliers) - 1:
-                stage.downsample = _Downsample(channels)
+                stage.downsample = _Downsample(channels, **parts)
             self.down.append(stage)
-        self.mid = _middle(channels, groups)
-        self.norm_out = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.conv_out = nn.Conv2d(channels, 2 * config.latent_channels, 3, padding=1)
+        self.mid = _middle(channels, groups, **parts)
+        self.norm_out = operations.GroupNorm(groups, channels, eps=1e-6, **kw)
+        self.conv_out = operations.Conv2d(channels, 2 * config.latent_channels, 3, padding=1, **kw)
 
     def forward(self, x):
         h = self.conv_in(x)
@@ -109,25 +110,26 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """(b, latent_channels, h, w) after `post_quant_conv` → (b, 3, h·f, w·f) in [-1, 1]."""
 
-    def __init__(self, config: AutoencoderConfig):
+    def __init__(self, config: AutoencoderConfig, *, operations=nn, **kw):
         super().__init__()
+        parts = {"operations": operations, **kw}
         groups = config.norm_groups
         channels = config.channels * config.channel_multipliers[-1]
-        self.conv_in = nn.Conv2d(config.latent_channels, channels, 3, padding=1)
-        self.mid = _middle(channels, groups)
+        self.conv_in = operations.Conv2d(config.latent_channels, channels, 3, padding=1, **kw)
+        self.mid = _middle(channels, groups, **parts)
         stages = []
         for level, multiplier in reversed(list(enumerate(config.channel_multipliers))):
             stage, width = nn.Module(), config.channels * multiplier
             stage.block = nn.ModuleList()
             for _ in range(config.res_blocks + 1):
-                stage.block.append(_ResBlock(channels, width, groups))
+                stage.block.append(_ResBlock(channels, width, groups, **parts))
                 channels = width
             if level > 0:
-                stage.upsample = _Upsample(channels, config.pixel_shuffle)
+                stage.upsample = _Upsample(channels, config.pixel_shuffle, **parts)
             stages.insert(0, stage)
         self.up = nn.ModuleList(stages)
-        self.norm_out = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
+        self.norm_out = operations.GroupNorm(groups, channels, eps=1e-6, **kw)
+        self.conv_out = operations.Conv2d(channels, 3, 3, padding=1, **kw)
 
     def forward(self, z):
         h = _run_middle(self.mid, self.conv_in(z))
@@ -142,13 +144,13 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """Pictures to model latents and back. Latents here are always scaled for the model (config.scale applied)."""
 
-    def __init__(self, config: AutoencoderConfig):
+    def __init__(self, config: AutoencoderConfig, *, operations=nn, **kw):
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
-        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.encoder = Encoder(config, operations=operations, **kw)
+        self.decoder = Decoder(config, operations=operations, **kw)
+        self.quant_conv = operations.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1, **kw)
+        self.post_quant_conv = operations.Conv2d(config.latent_channels, config.latent_channels, 1, **kw)
 
     def moments(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Unscaled mean and log-variance (b, c, h/f, w/f) of pictures (b, 3, h, w) in [0, 1]."""

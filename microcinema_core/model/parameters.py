@@ -19,6 +19,7 @@ _PARTS = {
     "motion_first": "motion embedding",
     "motion_second": "motion embedding",
     "forward_warp": "forward warp",
+    "expected_in": "forward warp",
     "temporal_convs": "temporal convolutions",
     "temporal_transformers": "temporal transformers",
 }
@@ -31,6 +32,8 @@ def parameter_table(config: ModelConfig) -> dict[str, int]:
     table = dict.fromkeys(["spatial", "temporal convolutions", "temporal transformers", "appearance network"], 0)
     table |= dict.fromkeys(["appearance injection", "condition input"], 0)
     for name, parameter in MicroCinemaUNet(config.network, device="meta").named_parameters():
+        if name.startswith("forward_warp.autoencoder"):
+            continue  # the model's own, counted below
         part = _PARTS.get(name.partition(".")[0], "spatial")
         table[part] = table.get(part, 0) + parameter.numel()
     table["network"] = sum(table.values())

@@ -78,6 +78,9 @@ class MicroCinemaUNet(SpatialUNet):
                     layer.weight.detach().copy_(0.05 * torch.randn(layer.weight.shape, device=device))
         if config.forward_warp:
             self.forward_warp = ForwardWarp(config, **kw)
+            self.expected_in = operations.Conv2d(
+                config.latent_channels + 1, config.model_channels, 1, bias=False, **plain
+            )
 
     def encode_condition(self, latents: Tensor) -> Condition:
         """Latents (clips, k, C, h, w), scaled, free of noise: k = 1, the centre frame, or k = 2, first and last frame,
@@ -95,10 +98,23 @@ class MicroCinemaUNet(SpatialUNet):
         for injection, feature in zip(self.appearance_injections, features, strict=True):
             gamma, beta = injection(feature).unflatten(0, (clips, k)).chunk(2, dim=2)
             modulations.append((1 + gamma, beta))
-        points = None
+        seen = None
         if self.config.forward_warp:
-            points = self.forward_warp.read_points(latents, features[-1].unflatten(0, (clips, k)))
-        return Condition(latents, self.condition_in(pictures).unflatten(0, (clips, k)), modulations, points)
+            seen = self.forward_warp.look(latents, features[-1].unflatten(0, (clips, k)))
+        return Condition(latents, self.condition_in(pictures).unflatten(0, (clips, k)), modulations, seen)
+
+    def look(self, latents: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward_warp` sees of condition latents (clips, k, C, h, w) of known pixels (clips, k, 3, H, W)."""
+        features = self.appearance(latents.flatten(0, 1))[-1]
+        return self.forward_warp.look(latents, features.unflatten(0, latents.shape[:2]), pixels)
+
+    def carry(self, condition: Condition, pictures: Tensor, frames: int) -> Tensor:
+        """Pictures (clips, 2, 3, H, W) of the ends of clips to (clips, frames, 3, H, W): along the paths of a forward
+        warp, else blended."""
+        if not self.config.forward_warp:
+            return spread(pictures, frames)
+        warp, tau = self.forward_warp, self.tau(torch.arange(frames, device=pictures.device))
+        return warp.render(pictures, warp.read(condition.seen, None), None, self.since(tau))[0]
 
     def forward(
         self,
@@ -134,20 +150,22 @@ class MicroCinemaUNet(SpatialUNet):
         h = (h.view(-1, *planes.shape) + planes).flatten(0, 2)
         if offsets is None:
             offsets = torch.arange(frames, device=x.device) - (frames - 1) / 2
-        text, tau = pooled(context) if context is not None else None, self._tau(offsets).to(x)
-        since = tau[None] if condition.planes.shape[1] == 1 else torch.stack([tau - tau[0], tau - tau[-1]])
+        text, tau = pooled(context) if context is not None else None, self.tau(offsets).to(x)
+        since = self.since(tau)
         if self.config.motion_embedding:
             emb = emb + self._embed_motion(text, tau)
+        if self.config.residual_std is not None:
+            still = spread(condition.latents, frames).flatten(0, 1)
+            expected = still = still.repeat(rows // still.shape[0], 1, 1, 1)
+            unknown = (since != 0).all(dim=0).repeat(clips).view(-1, 1, 1, 1)
         if self.config.forward_warp:
-            change, moved = self.forward_warp(condition.points, text, since.float())
-            h = h + change
+            moved, known = self.forward_warp(condition.seen, text, since.float())
+            expected = torch.where(unknown, moved, still)
+            h = h + self.expected_in(torch.cat([expected - still, known], dim=1))
         modulations = [(spread(scale, frames), spread(shift, frames)) for scale, shift in condition.modulations]
         out = self.out(self.walk(h, emb, context, _Clips(frames, modulations), control))
         if self.config.residual_std is not None:
-            still = spread(condition.latents, frames).flatten(0, 1)
-            still = still.repeat(rows // still.shape[0], 1, 1, 1)
-            unknown = (since != 0).all(dim=0).repeat(rows // frames)
-            out = self._around(out, x, timesteps, still + moved if self.config.forward_warp else still, unknown)
+            out = self._around(out, x, timesteps, expected, unknown)
         return out
 
     def _around(self, out: Tensor, x: Tensor, timesteps: Tensor, expected: Tensor, unknown: Tensor) -> Tensor:
@@ -157,11 +175,11 @@ class MicroCinemaUNet(SpatialUNet):
         v = √ᾱ·√(1−ᾱ)·(1−ρ²)/q²·(z_t − √ᾱ·z̄) − √(1−ᾱ)·z̄ − ρ/q·F,  q² = ᾱρ² + 1 − ᾱ.
 
         An untrained network so predicts a clip that stands still (or a blend of its ends), and backgrounds cost the
-        training nothing. Frames that the condition shows have no residual: outside of `unknown` (rows,), ρ is 0.
+        training nothing. Frames that the condition shows have no residual: where not `unknown` (rows, 1, 1, 1), ρ is 0.
         """
         sigma = _SCHEDULE.noise_level(timesteps).to(out)
         sigma = sigma.repeat_interleave(out.shape[0] // sigma.shape[0]).view(-1, 1, 1, 1)
-        alpha, rho = (1 - sigma**2).sqrt(), (self.config.residual_std * unknown.to(out)).view(-1, 1, 1, 1)
+        alpha, rho = (1 - sigma**2).sqrt(), self.config.residual_std * unknown.to(out)
         q = (alpha**2 * rho**2 + sigma**2).sqrt()
         skip = alpha * sigma * (1 - rho**2) / q**2
         return skip * (x - alpha * expected) - sigma * expected - rho / q * out
@@ -172,9 +190,13 @@ class MicroCinemaUNet(SpatialUNet):
     def run_transformer(self, layer, h, context, clips):
         return self.temporal_transformers[layer.index](layer(h, context), clips.frames)
 
-    def _tau(self, offsets: Tensor) -> Tensor:
+    def tau(self, offsets: Tensor) -> Tensor:
         """Offsets from the centre, in frames, to τ: ±1 at the ends of a clip of the trained length."""
         return offsets / (max(self.config.frames - 1, 1) / 2)
+
+    def since(self, tau: Tensor) -> Tensor:
+        """The clip's times to those since each picture's frame, (k, t)."""
+        return tau[None] if self.config.condition == "centre" else torch.stack([tau - tau[0], tau - tau[-1]])
 
     def _embed_motion(self, text: Tensor, tau: Tensor) -> Tensor:
         """τ·A(p) + τ²·B(p), (b·t, E), for pooled texts p (b, 1, D). It hands the network the sign of time, which it

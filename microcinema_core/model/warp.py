@@ -1,4 +1,4 @@
-"""Appearance that moves: the bundled models' shortcut to motion. Latents of the condition go where a frame shows them.
+"""Appearance that moves: the bundled models' shortcut to motion. Pixels of the condition go where a frame shows them.
 
 Forward warping with soft visibility: Niklaus and Liu, "Softmax Splatting for Video Frame Interpolation" (CVPR 2020).
 """
@@ -9,119 +9,173 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .autoencoder import Autoencoder
 from .layers import zero
 
-FINE = 4  # points per latent cell, along one side
 REGIONS = 16  # parts of the picture that may move apart from the camera
 UNIT = 8.0  # latent cells: the length that velocities are given in
 THIN = 0.02  # weight of what is shown where nothing arrives
-SCALE = FINE * UNIT  # the same in points
 RATE = 0.2  # keeps a weight's step of 0.001 small against a cell
+REACH, SIDE = 4, 9  # steps of two pixels that a match is looked for in each direction; places looked at, in a row
+SHARP = 20.0  # of the choice among matches
+MATCHES = 12  # channels of what is read from them
+COARSE, FINE = 24, 48  # channels of what is read at half the picture's resolution: of features, and of both
 
 
 class ForwardWarp(nn.Module):
-    """Gives every point of a condition picture a path through the clip, and tells what its arrival changes.
+    """Gives every pixel of a condition picture a path through the clip, and tells what arrives, as latents.
 
-    With text, a point x goes to exp(τM)·x + τ·Σ_j g_j(x)·v_j. M, an affine motion of the whole picture (pan, zoom,
-    roll), and the velocities v_j are linear in the pooled text; the regions g_j are read from the picture. τ is
-    the signed time since the condition's own frame. Without text, each point of one end goes to x + |τ|·v(x) on its way
-    to the other end, v read from both pictures: a clip played backwards is warped alike. Where nothing arrives, the
-    nearest points that make a good background are shown.
+    With text, a pixel x goes to exp(τM)·x + τ·Σ_j g_j(x)·v_j. M, an affine motion of the whole picture (pan, zoom,
+    roll), and the velocities v_j are linear in the pooled text; the regions g_j are read from picture and text. τ is
+    the signed time since the condition's own frame. Without text, each pixel of one end goes to x + |τ|·v(x) on its
+    way to the other end: a clip played backwards is warped alike. v is read from both pictures and from where in the
+    other one its surroundings are found (a cost volume and its soft argmin, as in Kendall et al., "End-to-End Learning
+    of Geometry and Context for Deep Stereo Regression", ICCV 2017). Where nothing arrives, the nearest pixels that make
+    a good background are shown.
 
-    Untrained, nothing moves, and a point's features are its cell's latents: moving them is interpolation.
+    Between latents and pixels stands the model's own autoencoder, frozen: moved latents would lose their detail. So
+    the paths get no gradient from the latents; they are learned from `flow` and `render`. Untrained, no text moves anything.
     """
 
     def __init__(self, config, *, operations=nn, dtype=None, device=None):
         super().__init__()
         kw = {"dtype": dtype, "device": device}
-        width, latent = config.model_channels, config.latent_channels
-        self.features = latent
+        width, latent, factor = config.model_channels, config.latent_channels, config.forward_warp.factor
+        self.autoencoder = Autoencoder(config.forward_warp, operations=operations, **kw).requires_grad_(False)
         self.reads_text = config.context_dim is not None
-        self.motions = REGIONS if self.reads_text else 2
+        self.motions = REGIONS if self.reads_text else 3
+        self.unit = UNIT * factor  # in pixels
         pictures = 1 if config.condition == "centre" else 2
-        self.read = nn.Sequential(
-            operations.Conv2d(pictures * (width + latent), 2 * width, 3, padding=1, **kw),
-            nn.SiLU(),
-            operations.Conv2d(2 * width, 2 * width, 3, padding=1, **kw),
-            nn.SiLU(),
-        )
-        self.points = operations.Conv2d(2 * width + latent, FINE**2 * (self.motions + 2 + latent), 1, **kw)
+
+        def conv(channels, out_channels, size):
+            return operations.Conv2d(channels, out_channels, size, padding=size // 2, **kw)
+
+        self.read_features = conv(pictures * (width + latent), 2 * width, 3)
+        self.norm = operations.GroupNorm(config.norm_groups, 2 * width, **kw)
+        self.read_further = conv(2 * width, 2 * width, 3)
+        self.enlarge = nn.Sequential(conv(2 * width, COARSE * (factor // 2) ** 2, 1), nn.PixelShuffle(factor // 2))
+        self.read_pixels = conv(COARSE + pictures * 12 + (0 if self.reads_text else MATCHES), FINE, 3)
+        self.norm_pixels = operations.GroupNorm(config.norm_groups, FINE, **kw)
+        self.points = nn.Sequential(conv(FINE, FINE, 3), nn.SiLU(), conv(FINE, 4 * (self.motions + 2), 1))
         if self.reads_text:
             self.velocities = zero(operations.Linear(config.context_dim, 2 * (REGIONS + 3), bias=False, **kw))
-        self.to_features = operations.Conv2d(FINE**2 * (latent + 1), width, 1, bias=False, **kw)
-        self.to_latents = operations.Conv2d(FINE**2 * (latent + 1), latent, 1, bias=False, **kw)
-        with torch.no_grad():
-            if not self.reads_text:
-                self.points.weight[: 2 * FINE**2] = self.points.bias[: 2 * FINE**2] = 0  # the velocities
-            copies = torch.eye(latent, device=device).repeat_interleave(FINE**2, 0)[..., None, None]
-            self.points.weight[-len(copies) :] = F.pad(copies, (0, 0, 0, 0, 2 * width, 0))
-            self.to_latents.weight[:] = F.pad(copies.transpose(0, 1) / FINE**2, (0, 0, 0, 0, 0, FINE**2))
+            self.looked_for = operations.Linear(config.context_dim, 2 * (2 * width + FINE), bias=False, **kw)
+        else:
+            self.choice, self.read_matches = conv(SIDE**2, SIDE**2, 1), conv(SIDE**2, MATCHES, 1)
+            with torch.no_grad():  # a likely match is much alike and near
+                distance = torch.cartesian_prod(*[torch.arange(-REACH, REACH + 1.0)] * 2).square().sum(1)
+                self.choice.weight.copy_(-400 / SHARP * torch.eye(SIDE**2)[..., None, None])
+                self.choice.bias.copy_(-distance / SHARP)
 
-    def read_points(self, latents: Tensor, features: Tensor) -> Tensor:
-        """Latents and appearance features (clips, k, C, h, w) of the k pictures to their points, once per clip:
-        (clips, k, motions + 2 + C', H, W), H = FINE·h: each point's motion, two weights and features."""
+    def look(self, latents: Tensor, features: Tensor, pixels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What is the same for all texts and times, once per clip: latents and appearance features (clips, k, C, h, w)
+        of the k pictures to their pixels (clips, k, 3, H, W), unless these are known, and what is read from them."""
+        if pixels is None:
+            with torch.no_grad():
+                pixels = self.autoencoder.decode(latents.flatten(0, 1)).clamp(0, 1).unflatten(0, latents.shape[:2])
         own = torch.cat([features, latents], dim=2)
-        seen = own if own.shape[1] == 1 else torch.cat([own, own.flip(1)], dim=2)
-        read = self.read(seen.flatten(0, 1))
-        points = self.points(torch.cat([read, latents.flatten(0, 1)], dim=1))
-        return F.pixel_shuffle(points, FINE).unflatten(0, own.shape[:2])
+        return pixels, self.read_features(_with_other(own).flatten(0, 1)).unflatten(0, own.shape[:2])
 
-    def forward(self, points: Tensor, text: Tensor | None, times: Tensor) -> tuple[Tensor, Tensor]:
-        """Points of some clips, pooled texts (b, 1, D) for a multiple of them, and times (k, t) since each picture's
-        frame, to what the motion changes in the network's features (b·t, C, h, w) and in the latents."""
+    @torch.no_grad()
+    def forward(self, seen: tuple[Tensor, Tensor], text: Tensor | None, times: Tensor) -> tuple[Tensor, Tensor]:
+        """What `look` gives for some clips, pooled texts (b, 1, D) for a multiple of them, and times (k, t) since each
+        picture's frame, to the latents of what is shown (b·t, C, h, w) and how well it is known (b·t, 1, h, w)."""
+        rendered = self.render(seen[0], self.read(seen, text), text, times)
+        rendered, known = (x.flatten(0, 1).to(seen[1].dtype) for x in rendered)
+        latents = self.autoencoder.encode(rendered.contiguous(memory_format=torch.channels_last))
+        return latents, F.avg_pool2d(known, self.autoencoder.config.factor)
+
+    def read(self, seen: tuple[Tensor, Tensor], text: Tensor | None) -> Tensor:
+        """For each pixel, its velocity apart from the camera's, right and down, and two weights: (b, k, 4, H, W)."""
+        pixels, h = seen
+        h, near = self.norm(h.flatten(0, 1)), F.pixel_unshuffle(_with_other(pixels).flatten(0, 1), 2).to(h.dtype)
         if text is not None:
-            points = points.repeat(text.shape[0] // points.shape[0], 1, 1, 1, 1)
-        motions, nearness, likeness, features = points.float().split([self.motions, 1, 1, self.features], dim=2)
+            h, near = (x.repeat(len(text) // len(x), 1, 1, 1) for x in (h, near))
+            told = RATE * self.looked_for(text[:, 0].to(h.dtype))[..., None, None]
+            scale, shift, fine_scale, fine_shift = told.split([h.shape[1]] * 2 + [FINE] * 2, dim=1)
+            h = h * (1 + scale) + shift
+        else:
+            matches, matched = self._match(pixels)
+            near = torch.cat([near, self.read_matches(matches.to(h.dtype))], dim=1)
+        h = self.enlarge(F.silu(self.read_further(F.silu(h))))
+        h = self.norm_pixels(self.read_pixels(torch.cat([h, near], dim=1)))
+        if text is not None:
+            h = h * (1 + fine_scale) + fine_shift
+        motions, weights = self.points(F.silu(h)).float().unflatten(1, (-1, 4)).split([self.motions, 2], dim=1)
+        if text is None:
+            velocities = RATE * motions[:, :2] + torch.sigmoid(motions[:, 2:]) * matched[:, :, None]
+        else:
+            velocities = torch.einsum("bjshw,bji->bishw", torch.sigmoid(4 * motions - 2), self._told(text)[:, :REGIONS])
+        points = F.pixel_shuffle(torch.cat([velocities, weights], dim=1).flatten(1, 2), 2)
+        return points.unflatten(0, (-1, pixels.shape[1]))
+
+    def _match(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Where each of two pictures' (clips, 2, 3, H, W) pixels may be in the other one: how likely each step of two
+        pixels is, (clips·2, SIDE², H/2, W/2), and their mean as a velocity (clips·2, 2, H/2, W/2)."""
+        own, steps = _halved(pixels), range(SIDE)
+        height, width = own.shape[-2:]
+        other = F.pad(own.flip(1).flatten(0, 1), [REACH] * 4, mode="replicate")
+        own = own.flatten(0, 1)
+        unlike = [(other[..., y:, x:][..., :height, :width] - own).abs().mean(1) for y in steps for x in steps]
+        unlike = F.avg_pool2d(torch.stack(unlike, dim=1), 3, stride=1, padding=1, count_include_pad=False)
+        matches = torch.softmax(SHARP * self.choice(unlike).float(), dim=1)
+        step = torch.arange(-REACH, REACH + 1, device=pixels.device) / self.unit  # of two pixels, in a τ of two
+        right, down = (matches.unflatten(1, (SIDE, SIDE)).sum(dim) for dim in (1, 2))
+        return matches, torch.stack([torch.einsum("bshw,s->bhw", x, step) for x in (right, down)], dim=1)
+
+    def render(self, pixels: Tensor, points: Tensor, text: Tensor | None, times: Tensor) -> tuple[Tensor, Tensor]:
+        """What is shown, as pixels (b, t, 3, H, W), and how well each is known, 0 to 1, (b, t, 1, H, W)."""
+        velocities, nearness, likeness = points.split([2, 1, 1], dim=2)
+        pixels = pixels.float().repeat(len(points) // len(pixels), 1, 1, 1, 1)
         # What is nearer hides what is farther; what lies behind shows where nothing arrives, and needs less detail.
         weights = (4 * torch.tanh(nearness / 4)).exp(), torch.sigmoid(likeness)
-        front, back = (torch.cat([weight * features, weight], dim=2)[:, None] for weight in weights)  # (b, 1, k, …)
+        front, back = (torch.cat([weight * pixels, weight], dim=2)[:, None] for weight in weights)  # (b, 1, k, …)
         back = _halved(back)
         if times.shape[0] > 1:
-            closeness = (1 - times.abs() / times.abs().max()).T[:, :, None, None, None]
+            closeness = (1 - times.abs() / times.abs().sum(dim=0)).T[:, :, None, None, None]
             front, back = front * closeness, back * closeness
-        places = self._paths(motions, text, times)
-        arrived = _splat_clip(front, places), _splat_clip(back, (_halved(places) - 0.5) / 2)
-        change = _seen(*arrived) - _seen(front.sum(dim=2), back.sum(dim=2))
-        change = F.pixel_unshuffle(change.flatten(0, 1).to(points.dtype), FINE)
-        return self.to_features(change), self.to_latents(change)
+        places = self._paths(velocities, text, times)
+        return _seen(_splat_clip(front, places), _splat_clip(back, (_halved(places) - 0.5) / 2))
 
     def flow(self, points: Tensor, text: Tensor | None) -> Tensor:
-        """Every point's velocity in its own picture, (b, k, 2, H, W): right and down, points per unit of τ."""
-        motions = points[:, :, : self.motions].float()
-        if text is None:
-            return SCALE * RATE * motions
-        affine, vectors = self._told(text)
-        places, _ = _places(motions)
-        camera = torch.einsum("bij,jhw->bihw", affine[:, :2, :2], places) + affine[:, :2, 2, None, None]
-        return SCALE * (camera[:, None] + self._apart(motions, vectors))
+        """Every pixel's velocity in its own picture, (b, k, 2, H, W): right and down, pixels per unit of τ."""
+        velocities = points[:, :, :2]
+        if text is not None:
+            affine, (places, _) = self._camera(text), self._places(points)
+            camera = torch.einsum("bij,jhw->bihw", affine[:, :2, :2], places) + affine[:, :2, 2, None, None]
+            velocities = velocities + camera[:, None]
+        else:  # the last frame's go against time
+            velocities = torch.stack([velocities[:, 0], -velocities[:, 1]], dim=1)
+        return self.unit * velocities
 
-    def _paths(self, motions: Tensor, text: Tensor | None, times: Tensor) -> Tensor:
-        """Where each point is at each time, (b, t, k, 2, H, W): x and y on the points' grid."""
-        places, middle = _places(motions)
+    def _paths(self, velocities: Tensor, text: Tensor | None, times: Tensor) -> Tensor:
+        """Where each pixel is at each time, (b, t, k, 2, H, W): x and y on the pixels' grid."""
+        places, middle = self._places(velocities)
         times = times.T[:, :, None, None]
         if text is None:
-            return middle + SCALE * (places + RATE * times.abs()[..., None] * motions[:, None])
-        affine, vectors = self._told(text)
-        moves = torch.linalg.matrix_exp(times * affine[:, None, None])[..., :2, :]
+            return middle + self.unit * (places + times.abs()[..., None] * velocities[:, None])
+        moves = torch.linalg.matrix_exp(times * self._camera(text)[:, None, None])[..., :2, :]
         camera = torch.einsum("btkij,jhw->btkihw", moves[..., :2], places) + moves[..., 2, None, None]
-        return middle + SCALE * (camera + times[..., None] * self._apart(motions, vectors)[:, None])
+        return middle + self.unit * (camera + times[..., None] * velocities[:, None])
 
-    def _told(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled texts to what they say: the matrix M of the camera (b, 3, 3), the last row zero, and the regions'
-        velocities (b, REGIONS, 2)."""
-        vectors = RATE * self.velocities(text).float().unflatten(2, (-1, 2))[:, 0]
-        return F.pad(vectors[:, REGIONS:].transpose(1, 2), (0, 0, 0, 1)), vectors[:, :REGIONS]
+    def _told(self, text: Tensor) -> Tensor:
+        """Pooled texts to the vectors they say (b, REGIONS + 3, 2): the regions' velocities, the camera's columns."""
+        return RATE * self.velocities(text).float().unflatten(2, (-1, 2))[:, 0]
 
-    def _apart(self, motions: Tensor, vectors: Tensor) -> Tensor:
-        return torch.einsum("bkjhw,bji->bkihw", torch.sigmoid(4 * motions - 2), vectors)
+    def _camera(self, text: Tensor) -> Tensor:
+        """The camera's M of pooled texts, (b, 3, 3), its last row zero."""
+        return F.pad(self._told(text)[:, REGIONS:].transpose(1, 2), (0, 0, 0, 1))
+
+    def _places(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the pixels (…, H, W) are, (2, H, W), from the picture's middle in units, and the middle itself."""
+        y, x = (torch.arange(n, device=points.device) - (n - 1) / 2 for n in points.shape[-2:])
+        places = torch.stack(torch.meshgrid(x, y, indexing="xy"))
+        return places / self.unit, -places[:, :1, :1]
 
 
-def _places(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the points (…, H, W) are, (2, H, W), from the picture's middle in UNIT, and the middle itself."""
-    size = torch.tensor(points.shape[:-3:-1], device=points.device)  # (W, H)
-    y, x = (torch.arange(n, device=points.device) for n in points.shape[-2:])
-    middle = (size - 1)[:, None, None] / 2
-    return (torch.stack(torch.meshgrid(x, y, indexing="xy")) - middle) / SCALE, middle
+def _with_other(pictures: Tensor) -> Tensor:
+    """(clips, k, C, …) to the same, or of two pictures each with the other behind it, (clips, 2, 2·C, …)."""
+    return pictures if pictures.shape[1] == 1 else torch.cat([pictures, pictures.flip(1)], dim=2)
 
 
 def _halved(maps: Tensor) -> Tensor:
@@ -135,12 +189,12 @@ def _splat_clip(values: Tensor, places: Tensor) -> Tensor:
     return splat(values.flatten(0, 1), places.flatten(0, 1)).unflatten(0, places.shape[:2])
 
 
-def _seen(front: Tensor, back: Tensor) -> Tensor:
-    """Sums of weighted features and of weights (b, t, C + 1, H, W), behind at half the resolution, to features and how
+def _seen(front: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of weighted pixels and of weights (b, t, C + 1, H, W), behind at half the resolution, to pixels and how
     well they are known, 0 to 1."""
     behind = F.interpolate(_fill(back.flatten(0, 1)), scale_factor=2, mode="bilinear").unflatten(0, back.shape[:2])
-    features, weight = front[:, :, :-1], front[:, :, -1:]
-    return torch.cat([(features + THIN * behind) / (weight + THIN), weight / (weight + 1)], dim=2)
+    pixels, weight = front[:, :, :-1], front[:, :, -1:]
+    return (pixels + THIN * behind) / (weight + THIN), weight / (weight + 1)
 
 
 def _fill(sums: Tensor) -> Tensor:

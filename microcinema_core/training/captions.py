@@ -63,12 +63,12 @@ def _join(*sentences: tuple[str, ...]) -> list[str]:
 SPEED = {"slowly": 0.5, "": 1.0, "quickly": 5 / 3}  # as scenes.py moves things, in its plain speed
 _AXES = {"left": (0, -1), "right": (0, 1), "up": (1, -1), "down": (1, 1)}
 _AXES |= {"out": (2, -1), "in": (2, 1), "counterclockwise": (3, -1), "clockwise": (3, 1)}
-MEANINGS = 6 + 2 * len(COLOURS)
+MEANINGS = 6 + 3 * len(COLOURS) + len(THINGS)
 
 
 def random_caption(rng: np.random.Generator) -> tuple[str, np.ndarray]:
     """A caption and what it says, (MEANINGS,): the camera's velocity (x, y, zoom, roll), that of all things together
-    (x, y), and that of the thing of each colour (x, y), all in the plain speed."""
+    (x, y), and that of the thing of each colour (x, y), all in the plain speed; which colours and which things move."""
     meaning = np.zeros(MEANINGS, np.float32)
     kind = rng.choice(["none", "camera", "thing", "things"], p=[0.05, 0.45, 0.3, 0.2])
     if kind == "none":
@@ -81,13 +81,15 @@ def random_caption(rng: np.random.Generator) -> tuple[str, np.ndarray]:
             meaning[axis] = sign * SPEED[speeds[0]]
         return camera_caption(motion, speeds[0], style), meaning
     clauses = []
+    colours_at, things_at = 6 + 2 * len(COLOURS), 6 + 3 * len(COLOURS)
     for colour, speed in zip(rng.permutation(len(COLOURS))[: 1 if kind == "thing" else 2], speeds, strict=False):
-        motion = str(rng.choice((*DIRECTIONS, "still")))
-        clauses.append(thing_caption(tuple(COLOURS)[colour], str(rng.choice(THINGS)), motion, speed, style))
+        motion, thing = str(rng.choice((*DIRECTIONS, "still"))), rng.integers(len(THINGS))
+        clauses.append(thing_caption(tuple(COLOURS)[colour], THINGS[thing], motion, speed, style))
         if motion != "still":
             axis, sign = _AXES[motion]
             meaning[4 + axis] += sign * SPEED[speed]
             meaning[6 + 2 * colour + axis] = sign * SPEED[speed]
+            meaning[colours_at + colour] = meaning[things_at + thing] = 1
     return " and ".join(clauses), meaning
 
 

@@ -58,13 +58,14 @@ def draw_pool(folder: Path, shards: int, frames: int, size: int, interpolation: 
     return paths
 
 
+def open_shards(paths: list[Path], name: str) -> list[torch.Tensor]:
+    """The "frames" or the "flow" of each shard, as draw_shard describes them, read from disk only when looked at."""
+    return [safe_open(path, "pt").get_tensor(name) for path in paths]
+
+
 def load(paths: list[Path], name: str) -> torch.Tensor:
-    """The "frames" or the "flow" of all clips of the shards, as draw_shard describes them."""
-    parts = []
-    for path in paths:
-        with safe_open(path, "pt") as file:
-            parts.append(file.get_tensor(name))
-    return torch.cat(parts)
+    """The same of all shards together, in memory."""
+    return torch.cat(open_shards(paths, name))
 
 
 def load_captions(paths: list[Path]) -> list[str]:

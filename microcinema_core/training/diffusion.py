@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,16 +22,19 @@ from ..model import MicroCinemaUNet
 from ..model.autoencoder import Autoencoder
 from ..model.text import TextEncoder, word_tokenizer
 from ..model.unet import pooled
+from ..model.warp import RATE, ForwardWarp
 from ..pipeline import Pipeline
 from ..prior import prior_mean, shift
 from ..schedule import NoiseSchedule
-from .captions import all_words, reverse
-from .data import draw_pool, load, load_captions
+from .captions import COLOURS, all_words, reverse
+from .data import draw_pool, load, load_captions, open_shards
 from .loop import STATE, Trainer, TrainingConfig, first_process_first
+from .scenes import REFERENCE_SIZE, SPEED_PIXELS
 from .text import learn_to_read
 
 BANDS = 4  # the log splits the loss by noise level
-FLOW_CLIPS = 4  # clips of a flow step for one of a step of the whole, at about the same cost
+MOTION_CLIPS = 4  # clips of a motion step for one of a step of the whole, at about the same cost
+RENDERED = 2.0  # weight of the error of colours, 0 to 1, beside that of motion in pixels
 HELD_OUT = 16  # clips at the pool's end that are never trained on: sheets and probes
 
 
@@ -51,10 +55,16 @@ class VideoModel(nn.Module):
         out = self.network(x, timesteps, context, condition=encoded, num_video_frames=t)
         return out.unflatten(0, (b, t))
 
-    def flow(self, condition: Tensor, tokens: Tensor | None) -> Tensor:
-        """What a network with a forward warp takes for the motion of the condition's points: (b, k, 2, H, W)."""
+    def warp(self, condition: Tensor, pixels: Tensor, tokens: Tensor | None, frames: int, index: int):
+        """What a network with a forward warp makes of condition latents (b, k, C, h, w) and their pixels: the motion
+        of each pixel, (b, k, 2, H, W), in pixels a frame, and frame `index` of a clip, (b, 3, H, W)."""
+        network = self.network
         text = pooled(self.text(tokens)) if self.text else None
-        return self.network.forward_warp.flow(self.network.encode_condition(condition).points, text)
+        seen = network.look(condition, pixels)
+        points = network.forward_warp.read(seen, text)
+        times = network.since(network.tau(torch.arange(frames) - (frames - 1) / 2))[:, [index]]
+        rendered, _ = network.forward_warp.render(pixels, points, text, times)
+        return network.forward_warp.flow(points, text) / ((frames - 1) / 2), rendered[:, 0]
 
 
 class Objective:
@@ -86,10 +96,16 @@ class Objective:
         output = model(noisy, timesteps, self.condition(latents), tokens)
         return (output - target).square().mean((1, 2, 3, 4))
 
-    def flow_losses(self, model: VideoModel, latents: Tensor, flow: Tensor, tokens: Tensor | None) -> Tensor:
-        """Mean squared error, in points, of where each point of the condition is a frame later: (b,)."""
-        frames = (latents.shape[1] - 1) / 2  # in a unit of τ
-        return (model.flow(self.condition(latents), tokens) / frames - flow).square().mean((1, 2, 3, 4))
+    def motion_losses(
+        self, model: VideoModel, latents: Tensor, frames: Tensor, flow: Tensor, tokens: Tensor | None, index: int
+    ) -> tuple[Tensor, Tensor]:
+        """Mean errors of each clip, (b,): how far from their place the warp takes the condition's pixels a frame later
+        (in pixels of half the size, as the pool's flow), and of frame `index` as made of nothing but these pixels.
+        Not squared: where the model must guess, the square's best guess is that half a thing moves half the way."""
+        found, rendered = model.warp(self.condition(latents), self.condition(frames), tokens, frames.shape[1], index)
+        found = F.avg_pool2d(found.flatten(0, 1), 2).view_as(flow) / 2
+        missed, wrong = (found - flow).square().sum(2), (rendered - frames[:, index]).square().sum(1)
+        return (missed + 0.01).sqrt().mean((1, 2, 3)), (wrong + 0.001).sqrt().mean((1, 2))
 
 
 def train_diffusion(
@@ -102,7 +118,7 @@ def train_diffusion(
             scenes, config.shards, model_config.network.frames, model_config.width, interpolation, config.workers
         )  # fmt: skip
         latents = encode_pool(paths, autoencoder)
-    flow = load(paths, "flow")
+    pictures, flow = open_shards(paths, "frames"), load(paths, "flow")
     captions = load_captions(paths)
     if model_config.text:
         model_config = replace(model_config, text=replace(model_config.text, tokenizer=word_tokenizer(all_words())))
@@ -110,8 +126,12 @@ def train_diffusion(
     model = VideoModel(model_config).to(memory_format=torch.channels_last)
     if model.text:
         if not (folder / STATE).exists():
-            learn_to_read(model.text, config.text_steps, config.seed)
+            meanings_of = learn_to_read(model.text, config.text_steps, config.seed)
+            if model_config.network.forward_warp:
+                begin_with_colours(model.network.forward_warp, meanings_of, model_config)
         model.text.requires_grad_(False)
+    if model_config.network.forward_warp:
+        model.network.forward_warp.autoencoder.load_state_dict(autoencoder.state_dict())
     trainer = Trainer(model, config, folder)
     objective = Objective(model_config)
     count = len(latents) - HELD_OUT
@@ -119,20 +139,30 @@ def train_diffusion(
     def tokenize(prompts):
         return model.text.tokenizer(prompts) if model.text else None
 
-    def flow_loss(generator):
-        rows = torch.randint(count, (FLOW_CLIPS * trainer.batch_size,), generator=generator)
-        tokens = tokenize([captions[row] for row in rows])
-        return objective.flow_losses(model, latents[rows].float(), flow[rows].float(), tokens).mean(), {}
+    def motion_loss(rows, generator):
+        shards = [divmod(row, len(pictures[0])) for row in rows.tolist()]
+        frames = torch.stack([pictures[shard][row] for shard, row in shards])
+        index = int(torch.randint(frames.shape[1], (1,), generator=generator))
+        moved, rendered = objective.motion_losses(
+            model, latents[rows].float(), frames / 255, flow[rows].float(),
+            tokenize([captions[row] for row in rows]), index,
+        )  # fmt: skip
+        moved, rendered = moved.mean(), rendered.mean()
+        return moved + RENDERED * rendered, {"flow": moved.item(), "rendered": rendered.item()}
 
     def loss(step, generator):
         if step < config.flow_steps:
-            return flow_loss(generator)
+            rows = torch.randint(count, (MOTION_CLIPS * trainer.batch_size,), generator=generator)
+            return motion_loss(rows, generator)
+        if config.flow_steps:  # what reads the picture stays as it has learned to see motion
+            model.network.appearance.requires_grad_(False)
+            model.network.forward_warp.requires_grad_(False)
         # Every clip comes twice, forwards and backwards, with the same noise: what does not depend on the direction
         # cancels in the gradient of what does.
         half = max(1, trainer.batch_size // 2)
         rows = torch.randint(count, (half,), generator=generator)
         first, last = config.time_power
-        power = first + (last - first) * step / config.steps
+        power = first + (last - first) * (step - config.flow_steps) / (config.steps - config.flow_steps)
         timesteps = (torch.rand(half, generator=generator) ** power * 1000).long().clamp(max=999).repeat(2)
         batch, noise = latents[rows].float(), torch.randn(half, *latents.shape[1:], generator=generator)
         batch, noise = (torch.cat((x, x.flip(1))) for x in (batch, noise))
@@ -168,6 +198,15 @@ def train_diffusion(
 
     ema = trainer.run(loss, probe)
     return LoadedModel(model_config, ema.network, autoencoder, ema.text)
+
+
+@torch.no_grad()
+def begin_with_colours(warp: ForwardWarp, meanings_of: Tensor, config: ModelConfig) -> None:
+    """A region for each colour, which moves as the text says of the thing of this colour: what remains to be learned
+    is where it is. From regions without velocities and velocities without regions, both are found late."""
+    clip = SPEED_PIXELS[""] * config.width / REFERENCE_SIZE * (config.network.frames - 1) / 2  # pixels in a unit of τ
+    colours = meanings_of[6 : 6 + 2 * len(COLOURS)]
+    warp.velocities.weight[: len(colours)] = clip / warp.unit / RATE * colours
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ class TrainingConfig:
     shards: int = 4  # of drawn scenes, 250 clips each
     autoencoder: str = ""  # diffusion: the run folder or model file that holds the autoencoder
     text_steps: int = 600  # diffusion: of the text tower, before all others
-    flow_steps: int = 0  # diffusion with a forward warp: at first it is taught the drawn scenes' flow alone
+    flow_steps: int = 0  # diffusion with a forward warp: at first it alone learns the drawn scenes' motion
     text_drop: float = 0.1
     # diffusion: t = 1000·u^power; below 1 the noisy end is seen more often. It goes from the first to the second
     # evenly: what moves is decided by the noisy end, and is to be learned first.
@@ -123,8 +123,11 @@ class Trainer:
         return self.folder / "log.jsonl"
 
     def learning_rate(self, step: int) -> float:
+        """Of the steps of motion alone and of the others, each as of a run of their own."""
         c = self.config
-        fall = max(0.0, (step / c.steps - c.cosine_from) / max(1 - c.cosine_from, 1e-9))
+        first, end = (0, c.flow_steps) if step < c.flow_steps else (c.flow_steps, c.steps)
+        step, steps = step - first, end - first
+        fall = max(0.0, (step / steps - c.cosine_from) / max(1 - c.cosine_from, 1e-9))
         return c.learning_rate * min(1.0, (step + 1) / c.warmup) * 0.5 * (1 + math.cos(math.pi * min(fall, 1.0)))
 
     @property

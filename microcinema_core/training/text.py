@@ -18,28 +18,28 @@ BATCH = 128
 UNIT = 8.0  # the plain speed, as a length in the pooled states
 
 
-def learn_to_read(text: TextEncoder, steps: int, seed: int) -> float:
+def learn_to_read(text: TextEncoder, steps: int, seed: int) -> torch.Tensor:
     """Train the tower, which must be at least MEANINGS wide, until its pooled states hold what captions say, each
     meaning along a direction of its own. The network's motion embedding pools them alike.
 
-    Returns the last loss, the share of the meaning that is not read."""
+    Returns what takes pooled states to meanings, (MEANINGS, width)."""
     rng = np.random.default_rng(seed)
     # CLIP starts its words at 0.02, almost alike.
     nn.init.normal_(text.transformer.get_input_embeddings().weight, std=0.5)
     width = text.config.width
     directions = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)))[0]
-    directions = directions[:, :MEANINGS]
+    meanings_of = directions[:, :MEANINGS].T / UNIT
     optimizer = torch.optim.AdamW(text.parameters(), lr=2e-3, betas=(0.9, 0.99), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for _ in range(steps):
         captions, meanings = zip(*(random_caption(rng) for _ in range(BATCH)), strict=True)
         meaning = torch.from_numpy(np.stack(meanings))
         states = text(text.tokenizer(list(captions)))
-        read = pooled(states)[:, 0] @ directions / UNIT
+        read = pooled(states)[:, 0] @ meanings_of.T
         loss = (read - meaning).square().sum() / meaning.square().sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     print(f"text: {steps} steps, share of the meaning that is not read {loss.item():.3g}", flush=True)
-    return loss.item()
+    return meanings_of
