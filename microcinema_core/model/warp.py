@@ -34,7 +34,8 @@ class ForwardWarp(nn.Module):
     a good background are shown.
 
     Between latents and pixels stands the model's own autoencoder, frozen: moved latents would lose their detail. So
-    the paths get no gradient from the latents; they are learned from `flow` and `render`. Untrained, no text moves anything.
+    the paths get no gradient from the latents; they are learned from `flow` and `render`. Untrained, no text moves
+    anything.
     """
 
     def __init__(self, config, *, operations=nn, dtype=None, device=None):
