@@ -26,11 +26,11 @@ def tiny_config() -> ModelConfig:
         name="tiny-base",
         network=NetworkConfig(
             model_channels=16, channel_multipliers=(1, 2), res_blocks=1, attention_levels=(1,), head_channels=8,
-            norm_groups=4, context_dim=32, frames=5, motion_embedding=True,
+            norm_groups=4, context_dim=64, frames=5, motion_embedding=True,
         ),
         autoencoder=AutoencoderConfig(channels=8, channel_multipliers=(1, 2, 2), res_blocks=1, norm_groups=4),
         text=TextConfig(
-            width=32, layers=1, heads=2, vocabulary_size=128, max_tokens=24, skip_last=0, projection=False,
+            width=64, layers=1, heads=2, vocabulary_size=128, max_tokens=24, skip_last=0, projection=False,
             tokenizer=word_tokenizer(all_words()),
         ),
         parameterization="v", width=32, height=32, steps=3, cfg=2.0,

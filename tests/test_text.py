@@ -98,7 +98,7 @@ def test_tower_knows_the_marks_of_its_tokenizer(tiny_config):
 
 def test_prompts_become_states_of_every_token(tiny_model):
     states = tiny_model.text.encode(["", "a red star moves left", "a red star moves right"])
-    assert states.shape == (3, 24, 32)
+    assert states.shape == (3, 24, 64)
     assert states[1, :5].allclose(states[2, :5], atol=1e-6)  # a token sees only what stands before it
     assert not states[1, 5:].allclose(states[2, 5:], atol=1e-2)
 
