@@ -1,6 +1,6 @@
 """The templates of the full-size model in a real ComfyUI: random weights of the exact shapes, 64×64 pixels, two steps.
 
-Slow: a quarter of an hour, 21 GB of disk and of memory. MICROCINEMA_FULL_SIZE names a folder that keeps the files.
+Slow: 17 minutes, 19 GB of disk and of memory. MICROCINEMA_FULL_SIZE names a folder that keeps the files.
 """
 
 import os
