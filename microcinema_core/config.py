@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+LAMBDA = 0.03  # of the prior in training, as in the paper
+
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
@@ -66,6 +68,7 @@ class NetworkConfig:
     # With residual_std: what differs from the condition, moved along paths told by the text; the model's autoencoder
     # stands between its latents and the pixels that move.
     forward_warp: AutoencoderConfig | None = None
+    amplitude_std: float | None = None  # with a forward warp told by text: how far motion may differ from what is told
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class ModelConfig:
     fps: float = 2.0
     steps: int = 50
     cfg: float = 7.5
-    lambda_: float = 0.03  # prior strength the model was trained with
+    lambda_: float = LAMBDA  # prior strength the model was trained with
     gamma: float = 0.02  # added to it when sampling
 
     def __post_init__(self):
@@ -90,6 +93,8 @@ class ModelConfig:
             raise ValueError("residual_std needs parameterization v")
         if self.network.forward_warp and self.network.residual_std is None:
             raise ValueError("forward_warp needs residual_std")
+        if self.network.amplitude_std is not None and not (self.network.forward_warp and self.network.context_dim):
+            raise ValueError("amplitude_std needs forward_warp and a text")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -145,8 +150,8 @@ _DEMO_AUTOENCODER = AutoencoderConfig(
 )
 _DEMO_NETWORK = NetworkConfig(
     latent_channels=16, model_channels=64, channel_multipliers=(1, 1, 1), res_blocks=1, attention_levels=(1, 2),
-    head_channels=32, norm_groups=4, context_dim=128, scale_shift_norm=True, residual_std=0.5,
-    motion_embedding=True, forward_warp=_DEMO_AUTOENCODER,
+    head_channels=32, norm_groups=4, context_dim=128, scale_shift_norm=True, residual_std=0.2,
+    motion_embedding=True, forward_warp=_DEMO_AUTOENCODER, amplitude_std=0.05,
 )  # fmt: skip
 
 BASE = ModelConfig(name="base")
@@ -163,7 +168,7 @@ DEMO_INTERPOLATION = replace(
     DEMO_BASE, name="demo-interpolation", text=None, fps=8.0,
     network=replace(
         _DEMO_NETWORK, model_channels=48, head_channels=24, channel_multipliers=(1, 1), attention_levels=(1,),
-        context_dim=None, frames=5, condition="ends", motion_embedding=False, residual_std=0.2,
+        context_dim=None, frames=5, condition="ends", motion_embedding=False, amplitude_std=None,
     ),
 )  # fmt: skip
 

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from microcinema_core.config import BASE, DEMO_BASE, INTERPOLATION, AutoencoderConfig, NetworkConfig
+from microcinema_core.config import BASE, DEMO_BASE, INTERPOLATION, LAMBDA, AutoencoderConfig, NetworkConfig
 from microcinema_core.errors import MicroCinemaError
 from microcinema_core.model import Condition, MicroCinemaUNet, SpatialUNet, parameter_table
 from microcinema_core.model.appearance import spread
 from microcinema_core.model.layers import ResBlock, attention
 from microcinema_core.model.temporal import TemporalConv, as_sheet, from_sheet
 from microcinema_core.model.unet import pooled
+from microcinema_core.model.warp import REGIONS
 from microcinema_core.schedule import NoiseSchedule
 
 TINY = NetworkConfig(
@@ -529,3 +530,28 @@ def test_untrained_residual_network_predicts_a_still_clip():
     alpha, sigma = (float(value) for value in NoiseSchedule().vp(torch.tensor(999)))
     denoised = alpha * x.unflatten(0, (2, 5)) - sigma * v
     assert (denoised - latents).abs().max() < 0.1 * latents.abs().max()
+
+
+def test_motion_is_as_large_as_the_noisy_clip_shows():
+    """And smaller where the noise itself looks more like the condition."""
+    torch.manual_seed(0)
+    net = MicroCinemaUNet(replace(VARIANTS["warp"], residual_std=0.01, amplitude_std=0.2))
+    with torch.no_grad():
+        net.forward_warp.velocities.weight[2 * (REGIONS + 2)] = 0.2  # 1.5 pixels to the right, for the text below
+        latents, text, since = torch.randn(1, 1, 4, 8, 8), torch.full((1, 1, 12), 0.2), torch.linspace(-1, 1, 5)[None]
+        seen = net.encode_condition(latents).seen
+        still = net.forward_warp(seen, text, 0 * since)[0]  # z^c, as this untrained autoencoder has it
+        used = []
+        net.forward_warp.register_forward_pre_hook(lambda _, args: used.append(args[2].max().item()))
+
+        def amplitude(shown, gamma, timestep, told=text):
+            alpha, sigma = NoiseSchedule().vp(torch.tensor(timestep))
+            clip = net.forward_warp(seen, text, since * shown)[0] if shown else 0
+            noise = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(1)) + (LAMBDA + gamma) * still
+            net._moved(alpha * clip + sigma * noise, torch.tensor([timestep]), still, seen, told, since)
+            return used[-1]
+
+        assert amplitude(1.1, 0, 0) - amplitude(1.0, 0, 0) == pytest.approx(0.1, abs=0.02)
+        motions = [amplitude(0, gamma, 999) for gamma in (-0.3, 0, 0.3)]
+        assert motions[0] > motions[1] > motions[2]
+        assert amplitude(1.1, 0, 0, told=0 * text) == 1

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..config import NetworkConfig
+from ..config import LAMBDA, NetworkConfig
 from ..errors import MicroCinemaError
 from ..schedule import NoiseSchedule
 from .appearance import AppearNet, Condition, spread
@@ -24,6 +24,7 @@ from .temporal import TemporalConv, TemporalTransformer
 from .warp import ForwardWarp
 
 _SCHEDULE = NoiseSchedule()
+FURTHER = 0.1  # of a motion: the step of its finite difference
 
 
 @dataclass
@@ -159,7 +160,11 @@ class MicroCinemaUNet(SpatialUNet):
             expected = still = still.repeat(rows // still.shape[0], 1, 1, 1)
             unknown = (since != 0).all(dim=0).repeat(clips).view(-1, 1, 1, 1)
         if self.config.forward_warp:
-            moved, known = self.forward_warp(condition.seen, text, since.float())
+            since = since.float()
+            if self.config.amplitude_std is None:
+                moved, known = self.forward_warp(condition.seen, text, since)
+            else:
+                moved, known = self._moved(x, timesteps, still, condition.seen, text, since)
             expected = torch.where(unknown, moved, still)
             h = h + self.expected_in(torch.cat([expected - still, known], dim=1))
         modulations = [(spread(scale, frames), spread(shift, frames)) for scale, shift in condition.modulations]
@@ -167,6 +172,24 @@ class MicroCinemaUNet(SpatialUNet):
         if self.config.residual_std is not None:
             out = self._around(out, x, timesteps, expected, unknown)
         return out
+
+    def _moved(self, x: Tensor, timesteps: Tensor, still: Tensor, seen, text: Tensor, since: Tensor):
+        """What the forward warp gives at times (k, t) since each picture's frame, of a motion as large as the noisy
+        clips show: a ~ N(1, `amplitude_std`²) times what is told.
+
+        By z̄(a) ≈ z̄ + (a − 1)·D, the mean of a − 1 given z_t is that of a linear regression on √ᾱ·D of
+        z_t − √ᾱ·z̄ − √(1−ᾱ)·λ·z^c. Noise with more of z^c in it, γ > 0, looks like a clip that moves less.
+        """
+        warp, std, clips = self.forward_warp, self.config.amplitude_std, len(text)
+        both = warp(seen, text, torch.cat([since, (1 + FURTHER) * since], dim=1))[0].float()
+        told, further = both.unflatten(0, (clips, 2, -1)).unbind(1)
+        alpha, sigma = _levels(timesteps, x.float())
+        missed = x - alpha * told.flatten(0, 1) - sigma * LAMBDA * still
+        slope = alpha * (further - told).flatten(0, 1) / FURTHER
+        noise = (sigma**2 + (alpha * self.config.residual_std) ** 2) / std**2
+        missed, slope, noise = (values.reshape(clips, -1) for values in (missed, slope, noise))
+        more = (slope * missed).sum(1) / (slope.square().sum(1) + noise[:, 0])
+        return warp(seen, text, since * (1 + more.clamp(-3 * std, 3 * std)).view(-1, 1, 1))
 
     def _around(self, out: Tensor, x: Tensor, timesteps: Tensor, expected: Tensor, unknown: Tensor) -> Tensor:
         """The layers' output F as v of the clip, F being the residual r = z_0 − z̄ of std ρ, preconditioned after Karras
@@ -177,9 +200,8 @@ class MicroCinemaUNet(SpatialUNet):
         An untrained network so predicts a clip that stands still (or a blend of its ends), and backgrounds cost the
         training nothing. Frames that the condition shows have no residual: where not `unknown` (rows, 1, 1, 1), ρ is 0.
         """
-        sigma = _SCHEDULE.noise_level(timesteps).to(out)
-        sigma = sigma.repeat_interleave(out.shape[0] // sigma.shape[0]).view(-1, 1, 1, 1)
-        alpha, rho = (1 - sigma**2).sqrt(), self.config.residual_std * unknown.to(out)
+        alpha, sigma = _levels(timesteps, out)
+        rho = self.config.residual_std * unknown.to(out)
         q = (alpha**2 * rho**2 + sigma**2).sqrt()
         skip = alpha * sigma * (1 - rho**2) / q**2
         return skip * (x - alpha * expected) - sigma * expected - rho / q * out
@@ -203,6 +225,13 @@ class MicroCinemaUNet(SpatialUNet):
         otherwise learns late: without it, 'left' and 'right' cost the same loss for long."""
         tau = tau[:, None]
         return (tau * self.motion_first(text) + tau**2 * self.motion_second(text)).flatten(0, 1)
+
+
+def _levels(timesteps: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """√ᾱ and √(1−ᾱ) for the rows of x, (rows, 1, 1, 1), from timesteps for the rows or for every so many of them."""
+    sigma = _SCHEDULE.noise_level(timesteps).to(x)
+    sigma = sigma.repeat_interleave(x.shape[0] // sigma.shape[0]).view(-1, 1, 1, 1)
+    return (1 - sigma**2).sqrt(), sigma
 
 
 def pooled(context: Tensor) -> Tensor:

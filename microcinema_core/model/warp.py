@@ -79,8 +79,9 @@ class ForwardWarp(nn.Module):
 
     @torch.no_grad()
     def forward(self, seen: tuple[Tensor, Tensor], text: Tensor | None, times: Tensor) -> tuple[Tensor, Tensor]:
-        """What `look` gives for some clips, pooled texts (b, 1, D) for a multiple of them, and times (k, t) since each
-        picture's frame, to the latents of what is shown (b·t, C, h, w) and how well it is known (b·t, 1, h, w)."""
+        """What `look` gives for some clips, pooled texts (b, 1, D) for a multiple of them, and times (k, t) or
+        (b, k, t) since each picture's frame, to the latents of what is shown (b·t, C, h, w) and how well it is known
+        (b·t, 1, h, w)."""
         rendered = self.render(seen[0], self.read(seen, text), text, times)
         rendered, known = (x.flatten(0, 1).to(seen[1].dtype) for x in rendered)
         latents = self.autoencoder.encode(rendered.contiguous(memory_format=torch.channels_last))
@@ -132,8 +133,8 @@ class ForwardWarp(nn.Module):
         weights = (4 * torch.tanh(nearness / 4)).exp(), torch.sigmoid(likeness)
         front, back = (torch.cat([weight * pixels, weight], dim=2)[:, None] for weight in weights)  # (b, 1, k, …)
         back = _halved(back)
-        if times.shape[0] > 1:
-            closeness = (1 - times.abs() / times.abs().sum(dim=0)).T[:, :, None, None, None]
+        if times.shape[-2] > 1:
+            closeness = (1 - times.abs() / times.abs().sum(dim=-2, keepdim=True)).mT[..., None, None, None]
             front, back = front * closeness, back * closeness
         places = self._paths(velocities, text, times)
         return _seen(_splat_clip(front, places), _splat_clip(back, (_halved(places) - 0.5) / 2))
@@ -152,7 +153,7 @@ class ForwardWarp(nn.Module):
     def _paths(self, velocities: Tensor, text: Tensor | None, times: Tensor) -> Tensor:
         """Where each pixel is at each time, (b, t, k, 2, H, W): x and y on the pixels' grid."""
         places, middle = self._places(velocities)
-        times = times.T[:, :, None, None]
+        times = times.mT[..., None, None]
         if text is None:
             return middle + self.unit * (places + times.abs()[..., None] * velocities[:, None])
         moves = torch.linalg.matrix_exp(times * self._camera(text)[:, None, None])[..., :2, :]

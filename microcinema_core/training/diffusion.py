@@ -34,6 +34,7 @@ from .text import learn_to_read
 
 BANDS = 4  # the log splits the loss by noise level
 MOTION_CLIPS = 4  # clips of a motion step for one of a step of the whole, at about the same cost
+CAMERA_SHARE = 0.2  # of camera moves told by text in them, which are learned soon, beside one of things
 RENDERED = 2.0  # weight of the error of colours, 0 to 1, beside that of motion in pixels
 HELD_OUT = 16  # clips at the pool's end that are never trained on: sheets and probes
 
@@ -135,6 +136,8 @@ def train_diffusion(
     trainer = Trainer(model, config, folder)
     objective = Objective(model_config)
     count = len(latents) - HELD_OUT
+    cameras = [bool(model.text) and not COLOURS.keys() & caption.split() for caption in captions[:count]]
+    shares = torch.where(torch.tensor(cameras), CAMERA_SHARE, 1.0)  # of the steps of motion
 
     def tokenize(prompts):
         return model.text.tokenizer(prompts) if model.text else None
@@ -152,7 +155,7 @@ def train_diffusion(
 
     def loss(step, generator):
         if step < config.flow_steps:
-            rows = torch.randint(count, (MOTION_CLIPS * trainer.batch_size,), generator=generator)
+            rows = shares.multinomial(MOTION_CLIPS * trainer.batch_size, replacement=True, generator=generator)
             return motion_loss(rows, generator)
         if config.flow_steps:  # what reads the picture stays as it has learned to see motion
             model.network.appearance.requires_grad_(False)
