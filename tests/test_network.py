@@ -43,6 +43,7 @@ VARIANTS = {
         motion_embedding=True,
         residual_std=0.5,
         latent_channels=16,
+        amplitude_std=0.05,
         forward_warp=replace(PIXELS, latent_channels=16),
     ),
 }

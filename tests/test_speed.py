@@ -30,7 +30,7 @@ CONFIGS = {
     "base": BASE,
     "interpolation": replace(BASE, condition="ends"),
     "like the demo base": replace(
-        BASE, scale_shift_norm=True, motion_embedding=True, forward_warp=PIXELS, residual_std=0.5
+        BASE, scale_shift_norm=True, motion_embedding=True, forward_warp=PIXELS, residual_std=0.5, amplitude_std=0.05
     ),
     "like the demo interpolation": replace(
         BASE, condition="ends", context_dim=None, scale_shift_norm=True, forward_warp=PIXELS, residual_std=0.2
@@ -93,7 +93,8 @@ def test_both_guidance_halves_are_one_call(tiny_model):
     network, batches = tiny_model.network, []
     watch = network.register_forward_hook(lambda module, args, out: batches.append(len(out)))
     condition = network.encode_condition(torch.randn(1, 1, 4, SIZE, SIZE))
-    denoise = Denoiser(network, tiny_model.config, condition, torch.randn(2, 7, 32), cfg=2.0)
+    text = torch.randn(2, 7, tiny_model.config.network.context_dim)
+    denoise = Denoiser(network, tiny_model.config, condition, text, cfg=2.0)
     denoise(torch.randn(1, FRAMES, 4, SIZE, SIZE), torch.tensor(1.0))
     watch.remove()
     assert batches == [2 * FRAMES]
@@ -195,7 +196,7 @@ def test_half_precision_shows_the_same_clip(tiny_model, dtype):
         mine.load_state_dict(theirs.state_dict())
         mine.to(dtype).requires_grad_(False)
     torch.manual_seed(0)
-    latents, text = torch.randn(1, 1, 4, SIZE, SIZE), torch.randn(2, 7, 32)
+    latents, text = torch.randn(1, 1, 4, SIZE, SIZE), torch.randn(2, 7, config.network.context_dim)
     pipelines = Pipeline(tiny_model), Pipeline(half, dtype=dtype)
     clips = [pipeline.sample(latents, text, frames=FRAMES, cfg=2.0, seeds=[0]) for pipeline in pipelines]
     assert clips[1].dtype == torch.float32
