@@ -98,7 +98,8 @@ def test_a_template_runs_to_a_file_that_holds_it(server, name, size):
 def test_the_nodes_give_what_the_core_gives(server):
     expected = sampled_by_core(server, Pipeline.from_file(resolve("demo-base")), frames=9, steps=3)
     found = latents(server, graph(), ["sampler", 0])
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)  # other versions of torch, which guidance enlarges
 
 
 @pytest.mark.parametrize("noise", ["prior", "random"])
