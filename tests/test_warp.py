@@ -121,7 +121,7 @@ def test_a_decided_region_takes_a_pixel_or_leaves_it(shared, taken):
         head.weight.zero_()
         head.bias.fill_((math.log(shared / (1 - shared)) + 2) / 4)
     seen = seen_by(warp)
-    share, decided = (2 * warp.read(seen, text, decided=given)[0, 0, 0].mean() for given in (False, True))
+    share, decided = (2 * warp.read(seen, text, decided=given)[0, 0, 0].mean().item() for given in (False, True))
     assert share == pytest.approx(shared, abs=1e-3)
     assert decided == pytest.approx(taken, abs=0.1)
 
