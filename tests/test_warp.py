@@ -111,21 +111,6 @@ def test_regions_move_as_they_are_told_and_only_they():
     assert velocities.abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(("shared", "taken"), [(0.05, 0.0), (0.4, 1.0)])
-def test_a_decided_region_takes_a_pixel_or_leaves_it(shared, taken):
-    motion = torch.zeros(REGIONS + 3, 2)
-    motion[0] = torch.tensor([0.5, 0.0])
-    warp, text = told(motion)
-    head = warp.points[-1]
-    with torch.no_grad():
-        head.weight.zero_()
-        head.bias.fill_((math.log(shared / (1 - shared)) + 2) / 4)
-    seen = seen_by(warp)
-    share, decided = (2 * warp.read(seen, text, decided=given)[0, 0, 0].mean().item() for given in (False, True))
-    assert share == pytest.approx(shared, abs=1e-3)
-    assert decided == pytest.approx(taken, abs=0.1)
-
-
 def test_flow_is_how_fast_pixels_leave_their_places():
     torch.manual_seed(0)
     warp, text = told(0.3 * torch.randn(REGIONS + 3, 2))

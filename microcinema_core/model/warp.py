@@ -82,14 +82,13 @@ class ForwardWarp(nn.Module):
         """What `look` gives for some clips, pooled texts (b, 1, D) for a multiple of them, and times (k, t) or
         (b, k, t) since each picture's frame, to the latents of what is shown (b·t, C, h, w) and how well it is known
         (b·t, 1, h, w)."""
-        rendered = self.render(seen[0], self.read(seen, text, decided=True), text, times)
+        rendered = self.render(seen[0], self.read(seen, text), text, times)
         rendered, known = (x.flatten(0, 1).to(seen[1].dtype) for x in rendered)
         latents = self.autoencoder.encode(rendered.contiguous(memory_format=torch.channels_last))
         return latents, F.avg_pool2d(known, self.autoencoder.config.factor)
 
-    def read(self, seen: tuple[Tensor, Tensor], text: Tensor | None, decided: bool = False) -> Tensor:
-        """For each pixel, its velocity apart from the camera's, right and down, and two weights: (b, k, 4, H, W).
-        Regions that are `decided` take nearly all of a pixel that they share by a fifth or more, of others nothing."""
+    def read(self, seen: tuple[Tensor, Tensor], text: Tensor | None) -> Tensor:
+        """For each pixel, its velocity apart from the camera's, right and down, and two weights: (b, k, 4, H, W)."""
         pixels, h = seen
         h, near = self.norm(h.flatten(0, 1)), F.pixel_unshuffle(_with_other(pixels).flatten(0, 1), 2).to(h.dtype)
         if text is not None:
@@ -108,8 +107,7 @@ class ForwardWarp(nn.Module):
         if text is None:
             velocities = RATE * motions[:, :2] + torch.sigmoid(motions[:, 2:]) * matched[:, :, None]
         else:
-            shares = torch.sigmoid(12 * motions - 1.5 if decided else 4 * motions - 2)
-            velocities = torch.einsum("bjshw,bji->bishw", shares, self._told(text)[:, :REGIONS])
+            velocities = torch.einsum("bjshw,bji->bishw", torch.sigmoid(4 * motions - 2), self._told(text)[:, :REGIONS])
         points = F.pixel_shuffle(torch.cat([velocities, weights], dim=1).flatten(1, 2), 2)
         return points.unflatten(0, (-1, pixels.shape[1]))
 
