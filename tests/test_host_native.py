@@ -294,6 +294,13 @@ def test_a_partly_loaded_model_gives_the_same(script, weights):
     assert max(state["difference"] for state in states.values()) < tolerance
 
 
+# The core
+
+
+def test_the_nodes_give_what_the_core_gives_in_one_torch(script):
+    assert script["beside the core"] < 1e-4
+
+
 # What goes wrong
 
 SIZE = "pictures are (count, height, width, 3 colours or 4 with alpha): a mask goes through Convert Mask to Image first"

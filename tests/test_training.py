@@ -241,19 +241,22 @@ def test_interpolation_trains_without_text(runs):
     assert "held_out_swapped" not in log_of(folder)[-1] and "held_out" in log_of(folder)[-1]
 
 
-def test_motion_is_measured_in_pixels_of_half_the_size_a_frame():
+def test_motion_is_measured_in_every_pixel():
+    found = torch.full((2, 1, 2, 96, 96), 2.0)
+    found[..., ::2], found[..., 1::2] = 1.0, 3.0  # right on average only
+
     class Pan:
         def warp(self, condition, pixels, tokens, frames, index):
             assert (frames, index) == (9, 8) and torch.equal(pixels, torch.full((2, 1, 3, 96, 96), 0.4))
-            return torch.full((2, 1, 2, 96, 96), 2.0), torch.full((2, 3, 96, 96), 0.5)
+            return found, torch.full((2, 3, 96, 96), 0.5)
 
     latents, frames = (
         torch.zeros(2, 9, 16, 12, 12),
         torch.linspace(0, 0.8, 9).view(1, 9, 1, 1, 1).expand(2, -1, 3, 96, 96),
     )
     objective = diffusion.Objective(DEMO_BASE)
-    for flow, expected in ((1.0, 0.1), (2.0, 2.01**0.5)):  # never quite 0
-        moved, rendered = objective.motion_losses(Pan(), latents, frames, torch.full((2, 1, 2, 48, 48), flow), None, 8)
+    for flow, expected in ((found, 0.1), (torch.full_like(found, 2.0), 2.01**0.5)):  # never quite 0
+        moved, rendered = objective.motion_losses(Pan(), latents, frames, flow, None, 8)
         torch.testing.assert_close(moved, torch.full((2,), expected))
         torch.testing.assert_close(rendered, torch.full((2,), 0.271**0.5))
 

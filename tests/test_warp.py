@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from microcinema_core.config import AutoencoderConfig, NetworkConfig
-from microcinema_core.model.warp import RATE, REGIONS, ForwardWarp, splat
+from microcinema_core.model.warp import RATE, REGIONS, ForwardWarp, _with_edges, splat
 
 CENTRE = NetworkConfig(
     model_channels=16, norm_groups=4, context_dim=4, frames=5,
@@ -135,6 +135,23 @@ def test_what_lies_behind_shows_where_nothing_arrives():
     torch.testing.assert_close(shown[0], pixels[0, 0], rtol=0, atol=0.02)
     torch.testing.assert_close(shown[1], torch.full((3, HEIGHT, WIDTH), 0.1), rtol=0, atol=0.02)
     assert known[1, 0, 9:13, 11:15].max() < 0.01 and known[0].min() > 0.4
+
+
+def test_what_a_thing_blurs_into_goes_with_it():
+    """Half a pixel's worth of a bright square lies around it, and the network found the square alone."""
+    warp = ForwardWarp(CENTRE)
+    pixels, points = torch.full((1, 1, 3, HEIGHT, WIDTH), 0.1), torch.zeros(1, 1, 4, HEIGHT, WIDTH)
+    pixels[..., 7:15, 9:17] = 0.5
+    pixels[..., 8:14, 10:16], points[:, :, 1, 8:14, 10:16] = 0.9, -1.0  # a unit up, out of the picture
+
+    def left(points):
+        shown, _ = warp.render(pixels, points, torch.zeros(1, 1, 4), torch.tensor([[1.0]]))
+        return (shown[0, 0] - 0.1).abs().max()
+
+    assert left(points) > 0.3
+    assert left(_with_edges(points)) < 0.02
+    still = torch.cat([torch.zeros(1, 1, 2, HEIGHT, WIDTH), torch.randn(1, 1, 2, HEIGHT, WIDTH)], dim=2)
+    assert torch.equal(_with_edges(still), still)
 
 
 def test_told_to_pan_it_shows_the_shifted_picture():

@@ -20,6 +20,7 @@ REACH, SIDE = 4, 9  # steps of two pixels that a match is looked for in each dir
 SHARP = 20.0  # of the choice among matches
 MATCHES = 12  # channels of what is read from them
 COARSE, FINE = 24, 48  # channels of what is read at half the picture's resolution: of features, and of both
+MOVING = 0.05  # units in a τ: half the slowest thing's motion
 
 
 class ForwardWarp(nn.Module):
@@ -82,7 +83,8 @@ class ForwardWarp(nn.Module):
         """What `look` gives for some clips, pooled texts (b, 1, D) for a multiple of them, and times (k, t) or
         (b, k, t) since each picture's frame, to the latents of what is shown (b·t, C, h, w) and how well it is known
         (b·t, 1, h, w)."""
-        rendered = self.render(seen[0], self.read(seen, text), text, times)
+        points = self.read(seen, text)
+        rendered = self.render(seen[0], points if text is None else _with_edges(points), text, times)
         rendered, known = (x.flatten(0, 1).to(seen[1].dtype) for x in rendered)
         latents = self.autoencoder.encode(rendered.contiguous(memory_format=torch.channels_last))
         return latents, F.avg_pool2d(known, self.autoencoder.config.factor)
@@ -173,6 +175,18 @@ class ForwardWarp(nn.Module):
         y, x = (torch.arange(n, device=points.device) - (n - 1) / 2 for n in points.shape[-2:])
         places = torch.stack(torch.meshgrid(x, y, indexing="xy"))
         return places / self.unit, -places[:, :1, :1]
+
+
+def _with_edges(points: Tensor) -> Tensor:
+    """Points (b, 1, 4, H, W) with what the autoencoder blurs of a moving thing into its surroundings: pixels beside it
+    go with it, it is in front, and neither it nor they are shown where it has been."""
+    velocities, nearness, likeness = points[:, 0].split([2, 1, 1], dim=1)
+    speed = velocities.norm(dim=1, keepdim=True)
+    moving = (speed / MOVING).clamp(max=1)
+    _, fastest = F.max_pool2d(speed, 3, stride=1, padding=1, return_indices=True)
+    velocities = velocities.flatten(2).gather(2, fastest.flatten(2).expand(-1, 2, -1)).view_as(velocities)
+    likeness = likeness - 12 * F.max_pool2d(moving, 5, stride=1, padding=2)
+    return torch.cat([velocities, nearness + 2 * moving, likeness], dim=1)[:, None]
 
 
 def _with_other(pictures: Tensor) -> Tensor:

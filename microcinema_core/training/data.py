@@ -12,7 +12,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import safe_open, save_file
 
 from .scenes import draw_clip
@@ -27,7 +26,7 @@ def shard_path(folder: Path, index: int, frames: int, size: int) -> Path:
 
 def draw_shard(folder: Path, index: int, frames: int, size: int, interpolation: bool) -> Path:
     """Draw shard `index` unless it is there: `frames` (n, t, 3, size, size) uint8, captions in the header, and the
-    `flow` of the frames that condition a model, in pixels of half the size, (n, k, 2, size/2, size/2) float16."""
+    `flow` of the frames that condition a model, in pixels a frame, (n, k, 2, size, size) float16."""
     path = shard_path(folder, index, frames, size)
     if path.exists():
         return path
@@ -37,7 +36,7 @@ def draw_shard(folder: Path, index: int, frames: int, size: int, interpolation: 
         clips.append(draw_clip(seed, frames=frames, size=size, rate=rate))
     pictures = torch.stack([(clip.frames * 255).round().to(torch.uint8) for clip in clips])
     shown = [0, -1] if interpolation else [frames // 2]
-    flow = torch.stack([F.avg_pool2d(clip.flow[shown], 2) / 2 for clip in clips]).half()
+    flow = torch.stack([clip.flow[shown] for clip in clips]).half()
     part = path.with_suffix(f".{os.getpid()}.part")
     save_file({"frames": pictures, "flow": flow}, part, {"captions": json.dumps([clip.caption for clip in clips])})
     part.replace(path)

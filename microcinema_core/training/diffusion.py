@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -100,11 +99,10 @@ class Objective:
     def motion_losses(
         self, model: VideoModel, latents: Tensor, frames: Tensor, flow: Tensor, tokens: Tensor | None, index: int
     ) -> tuple[Tensor, Tensor]:
-        """Mean errors of each clip, (b,): how far from their place the warp takes the condition's pixels a frame later
-        (in pixels of half the size, as the pool's flow), and of frame `index` as made of nothing but these pixels.
+        """Mean errors of each clip, (b,): how far from their place, in pixels, the warp takes each of the condition's
+        pixels a frame later (b, k, 2, H, W), and of frame `index` as made of nothing but these pixels.
         Not squared: where the model must guess, the square's best guess is that half a thing moves half the way."""
         found, rendered = model.warp(self.condition(latents), self.condition(frames), tokens, frames.shape[1], index)
-        found = F.avg_pool2d(found.flatten(0, 1), 2).view_as(flow) / 2
         missed, wrong = (found - flow).square().sum(2), (rendered - frames[:, index]).square().sum(1)
         return (missed + 0.01).sqrt().mean((1, 2, 3)), (wrong + 0.001).sqrt().mean((1, 2))
 
