@@ -21,6 +21,7 @@ SHARP = 20.0  # of the choice among matches
 MATCHES = 12  # channels of what is read from them
 COARSE, FINE = 24, 48  # channels of what is read at half the picture's resolution: of features, and of both
 MOVING = 0.05  # units in a τ: half the slowest thing's motion
+NEARER, UNLIKE = 2, 12  # what moves, as logits: in front of what stands still, and never a background
 
 
 class ForwardWarp(nn.Module):
@@ -185,8 +186,8 @@ def _with_edges(points: Tensor) -> Tensor:
     moving = (speed / MOVING).clamp(max=1)
     _, fastest = F.max_pool2d(speed, 3, stride=1, padding=1, return_indices=True)
     velocities = velocities.flatten(2).gather(2, fastest.flatten(2).expand(-1, 2, -1)).view_as(velocities)
-    likeness = likeness - 12 * F.max_pool2d(moving, 5, stride=1, padding=2)
-    return torch.cat([velocities, nearness + 2 * moving, likeness], dim=1)[:, None]
+    likeness = likeness - UNLIKE * F.max_pool2d(moving, 5, stride=1, padding=2)
+    return torch.cat([velocities, nearness + NEARER * moving, likeness], dim=1)[:, None]
 
 
 def _with_other(pictures: Tensor) -> Tensor:
