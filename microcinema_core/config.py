@@ -66,7 +66,7 @@ class NetworkConfig:
     residual_std: float | None = None  # v only: the layers predict what differs from the condition; its size in latents
     motion_embedding: bool = False  # adds τ·A(text) + τ²·B(text) to the time embedding, τ = signed frame offset
     # With residual_std: what differs from the condition, moved along paths told by the text; the model's autoencoder
-    # stands between its latents and the pixels that move.
+    # stands between its latents and the pixels that move, four to a cell or more in each direction.
     forward_warp: AutoencoderConfig | None = None
     amplitude_std: float | None = None  # with a forward warp told by text: how far motion may differ from what is told
 

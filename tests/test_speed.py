@@ -20,7 +20,7 @@ from microcinema_core.model.temporal import TemporalConv, TemporalTransformer, a
 from microcinema_core.pipeline import Pipeline
 
 FRAMES, SIZE = 5, 8
-PIXELS = AutoencoderConfig(channels=4, channel_multipliers=(1, 2), res_blocks=1, norm_groups=2)
+PIXELS = AutoencoderConfig(channels=4, channel_multipliers=(1, 2, 2), res_blocks=1, norm_groups=2)
 BASE = NetworkConfig(
     model_channels=16, channel_multipliers=(1, 2), res_blocks=1, attention_levels=(1,), head_channels=8, norm_groups=4,
     context_dim=12, frames=FRAMES,

@@ -25,7 +25,7 @@ from microcinema_core.model import MicroCinemaUNet
 from microcinema_core.model.autoencoder import Autoencoder
 from microcinema_core.model.text import TextEncoder, word_tokenizer
 from microcinema_core.model.unet import pooled
-from microcinema_core.model.warp import ForwardWarp
+from microcinema_core.model.warp import NAMED, ForwardWarp
 from microcinema_core.training import autoencoder as autoencoder_training
 from microcinema_core.training import data, diffusion, trainer
 from microcinema_core.training.captions import COLOURS, all_words, random_caption, reverse
@@ -246,19 +246,25 @@ def test_motion_is_measured_in_every_pixel():
     found[..., ::2], found[..., 1::2] = 1.0, 3.0  # right on average only
 
     class Pan:
-        def warp(self, condition, pixels, tokens, frames, index):
-            assert (frames, index) == (9, 8) and torch.equal(pixels, torch.full((2, 1, 3, 96, 96), 0.4))
+        def warp(self, condition, pixels, tokens, index):
             return found, torch.full((2, 3, 96, 96), 0.5)
 
-    latents, frames = (
-        torch.zeros(2, 9, 16, 12, 12),
-        torch.linspace(0, 0.8, 9).view(1, 9, 1, 1, 1).expand(2, -1, 3, 96, 96),
-    )
-    objective = diffusion.Objective(DEMO_BASE)
+    objective, frame = diffusion.Objective(DEMO_BASE), torch.full((2, 3, 96, 96), 0.8)
     for flow, expected in ((found, 0.1), (torch.full_like(found, 2.0), 2.01**0.5)):  # never quite 0
-        moved, rendered = objective.motion_losses(Pan(), latents, frames, flow, None, 8)
+        moved, rendered = objective.motion_losses(Pan(), None, None, flow, frame, None, 8)
         torch.testing.assert_close(moved, torch.full((2,), expected))
         torch.testing.assert_close(rendered, torch.full((2,), 0.271**0.5))
+
+
+def test_a_warp_is_taught_from_what_the_autoencoder_makes_of_a_picture(tiny_model, monkeypatch, tmp_path):
+    monkeypatch.setattr(data, "CLIPS_PER_SHARD", 2)
+    shard = data.draw_shard(tmp_path, 0, 3, 16, False)
+    frame = data.load([shard], "frames")[:, [1]]
+    seen = load_file(diffusion.see_shard(shard, tiny_model.autoencoder, torch.tensor([1])))
+    expected = tiny_model.autoencoder.encode(frame[:, 0].float() / 255)
+    torch.testing.assert_close(seen["latents"][:, 0].float(), expected, rtol=1e-2, atol=1e-2)
+    expected = tiny_model.autoencoder.decode(seen["latents"][:, 0].float()).clamp(0, 1)
+    torch.testing.assert_close(seen["pixels"][:, 0] / 255, expected, rtol=0, atol=0.6 / 255)
 
 
 def test_the_flow_of_drawn_ends_takes_both_to_the_frame_between():
@@ -282,6 +288,7 @@ def test_a_warp_begins_with_the_velocities_of_the_colours():
     expected = torch.zeros_like(told)
     expected[red, 0] = 4 * 3.0  # pixels from the centre to the end of nine frames
     torch.testing.assert_close(told, expected)
+    torch.testing.assert_close(warp.unit * warp.named(directions[6 + 2 * red]), expected[:NAMED].flatten())
 
 
 # --- the autoencoder ---
@@ -355,15 +362,15 @@ def test_runs_that_cannot_start_say_why(tmp_path, setting, words):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_command_is_stopped_and_goes_on_to_a_model(tmp_path, monkeypatch, processes):
-    """20 steps of the demo model at its true size, on a shard that is drawn beforehand and small."""
+    """20 steps of the demo model at its true size, on shards that are drawn beforehand and small."""
     monkeypatch.setattr(data, "CLIPS_PER_SHARD", 18)
-    data.draw_pool(tmp_path / "scenes", 1, DEMO_BASE.network.frames, DEMO_BASE.width, False, workers=1)
+    data.draw_pool(tmp_path / "scenes", 2, DEMO_BASE.network.frames, DEMO_BASE.width, False, workers=1)
     autoencoder = LoadedModel(DEMO_BASE, MicroCinemaUNet(DEMO_BASE.network), Autoencoder(DEMO_BASE.autoencoder), None)
     save_model(tmp_path / "autoencoder.safetensors", autoencoder)
     out = tmp_path / "run"
     settings = {"autoencoder": '"autoencoder.safetensors"', "steps": 20, "batch_size": 2, "shards": 1, "log_every": 1}
     settings |= {"warmup": 5, "threads": 1, "workers": 1, "processes": processes, "flow_steps": 4}
-    settings |= {"text_steps": 20}
+    settings |= {"text_steps": 20, "flow_shards": 1}
     command = [sys.executable, "-m", "microcinema_core", "train", "configs/demo-base.toml", "--out", str(out)]
     command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from microcinema_core.config import AutoencoderConfig, NetworkConfig
-from microcinema_core.model.warp import RATE, REGIONS, ForwardWarp, _with_edges, splat
+from microcinema_core.model import warp as warping
+from microcinema_core.model.warp import FINE, RATE, REGIONS, ForwardWarp, splat
 
 CENTRE = NetworkConfig(
     model_channels=16, norm_groups=4, context_dim=4, frames=5,
@@ -137,21 +138,47 @@ def test_what_lies_behind_shows_where_nothing_arrives():
     assert known[1, 0, 9:13, 11:15].max() < 0.01 and known[0].min() > 0.4
 
 
-def test_what_a_thing_blurs_into_goes_with_it():
+def test_what_a_thing_blurs_into_goes_with_it(monkeypatch):
     """Half a pixel's worth of a bright square lies around it, and the network found the square alone."""
     warp = ForwardWarp(CENTRE)
     pixels, points = torch.full((1, 1, 3, HEIGHT, WIDTH), 0.1), torch.zeros(1, 1, 4, HEIGHT, WIDTH)
     pixels[..., 7:15, 9:17] = 0.5
     pixels[..., 8:14, 10:16], points[:, :, 1, 8:14, 10:16] = 0.9, -1.0  # a unit up, out of the picture
 
-    def left(points):
+    def left():
         shown, _ = warp.render(pixels, points, torch.zeros(1, 1, 4), torch.tensor([[1.0]]))
         return (shown[0, 0] - 0.1).abs().max()
 
-    assert left(points) > 0.3
-    assert left(_with_edges(points)) < 0.02
+    assert left() < 0.02
     still = torch.cat([torch.zeros(1, 1, 2, HEIGHT, WIDTH), torch.randn(1, 1, 2, HEIGHT, WIDTH)], dim=2)
-    assert torch.equal(_with_edges(still), still)
+    assert torch.equal(warping._with_edges(still), still)
+    monkeypatch.setattr(warping, "_with_edges", lambda points: points)
+    assert left() > 0.3
+
+
+def test_what_is_nearly_found_goes_as_the_text_tells():
+    warp, text = ForwardWarp(CENTRE), torch.tensor([[[1.0, 0, 0, 0]]])
+    assert not warp.named.weight.requires_grad  # taught with the text tower, not by motion
+    found = torch.tensor([[0.23, 0.02], [0.0, -0.41], [0.02, 0.03], [0.1, -0.25]]).T.reshape(1, 1, 2, 2, 2)
+    assert torch.equal(warp._decided(found, text), found)  # a text that names nothing
+    with torch.no_grad():
+        warp.named.weight[:4, 0] = torch.tensor([0.25, 0.0, 0.0, -0.375])
+    expected = torch.tensor([[0.25, 0.0], [0.0, -0.375], [0.0, 0.0], [0.0, -0.375]]).T.reshape(1, 1, 2, 2, 2)
+    torch.testing.assert_close(warp._decided(found, text), expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(warp._decided(found, 0 * text), found)
+
+
+def test_a_second_look_changes_nothing_at_first_and_then_sees_the_whole_picture():
+    torch.manual_seed(0)
+    look = ForwardWarp(CENTRE).look_again
+    h, text = torch.randn(1, FINE, HEIGHT // 2, WIDTH // 2), torch.randn(1, 4)
+    assert torch.equal(look(h, text), h)
+    for parameter in look.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    elsewhere = h.clone()
+    elsewhere[..., -1, -1] += 1
+    assert (look(elsewhere, text) - look(h, text))[..., 0, 0].abs().max() > 1e-6
+    assert (look(h, -text) - look(h, text)).abs().max() > 1e-3
 
 
 def test_told_to_pan_it_shows_the_shifted_picture():

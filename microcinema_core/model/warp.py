@@ -5,12 +5,15 @@ Forward warping with soft visibility: Niklaus and Liu, "Softmax Splatting for Vi
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder
-from .layers import zero
+from .layers import ResBlock, SpatialTransformer, zero
 
 REGIONS = 16  # parts of the picture that may move apart from the camera
 UNIT = 8.0  # latent cells: the length that velocities are given in
@@ -20,7 +23,10 @@ REACH, SIDE = 4, 9  # steps of two pixels that a match is looked for in each dir
 SHARP = 20.0  # of the choice among matches
 MATCHES = 12  # channels of what is read from them
 COARSE, FINE = 24, 48  # channels of what is read at half the picture's resolution: of features, and of both
-MOVING = 0.05  # units in a τ: half the slowest thing's motion
+WIDER = 24  # channels more at each lower resolution of a second look
+NAMED = 10  # things of a colour each, whose velocities a text tells
+ALIKE = 0.02  # units in a τ: velocities that are taken for one another
+MOVING = 0.05  # the same: half the slowest thing's motion
 NEARER, UNLIKE = 2, 12  # what moves, as logits: in front of what stands still, and never a background
 
 
@@ -62,7 +68,9 @@ class ForwardWarp(nn.Module):
         self.points = nn.Sequential(conv(FINE, FINE, 3), nn.SiLU(), conv(FINE, 4 * (self.motions + 2), 1))
         if self.reads_text:
             self.velocities = zero(operations.Linear(config.context_dim, 2 * (REGIONS + 3), bias=False, **kw))
+            self.named = zero(operations.Linear(config.context_dim, 2 * NAMED, bias=False, **kw)).requires_grad_(False)
             self.looked_for = operations.Linear(config.context_dim, 2 * (2 * width + FINE), bias=False, **kw)
+            self.look_again = _SecondLook(config, int(math.log2(factor)) - 1, operations=operations, **kw)
         else:
             self.choice, self.read_matches = conv(SIDE**2, SIDE**2, 1), conv(SIDE**2, MATCHES, 1)
             with torch.no_grad():  # a likely match is much alike and near
@@ -84,8 +92,7 @@ class ForwardWarp(nn.Module):
         """What `look` gives for some clips, pooled texts (b, 1, D) for a multiple of them, and times (k, t) or
         (b, k, t) since each picture's frame, to the latents of what is shown (b·t, C, h, w) and how well it is known
         (b·t, 1, h, w)."""
-        points = self.read(seen, text)
-        rendered = self.render(seen[0], points if text is None else _with_edges(points), text, times)
+        rendered = self.render(seen[0], self.read(seen, text), text, times)
         rendered, known = (x.flatten(0, 1).to(seen[1].dtype) for x in rendered)
         latents = self.autoencoder.encode(rendered.contiguous(memory_format=torch.channels_last))
         return latents, F.avg_pool2d(known, self.autoencoder.config.factor)
@@ -105,7 +112,7 @@ class ForwardWarp(nn.Module):
         h = self.enlarge(F.silu(self.read_further(F.silu(h))))
         h = self.norm_pixels(self.read_pixels(torch.cat([h, near], dim=1)))
         if text is not None:
-            h = h * (1 + fine_scale) + fine_shift
+            h = self.look_again(h * (1 + fine_scale) + fine_shift, text[:, 0].to(h.dtype))
         motions, weights = self.points(F.silu(h)).float().unflatten(1, (-1, 4)).split([self.motions, 2], dim=1)
         if text is None:
             velocities = RATE * motions[:, :2] + torch.sigmoid(motions[:, 2:]) * matched[:, :, None]
@@ -130,6 +137,8 @@ class ForwardWarp(nn.Module):
 
     def render(self, pixels: Tensor, points: Tensor, text: Tensor | None, times: Tensor) -> tuple[Tensor, Tensor]:
         """What is shown, as pixels (b, t, 3, H, W), and how well each is known, 0 to 1, (b, t, 1, H, W)."""
+        if text is not None:
+            points = _with_edges(torch.cat([self._decided(points[:, :, :2], text), points[:, :, 2:]], dim=2))
         velocities, nearness, likeness = points.split([2, 1, 1], dim=2)
         pixels = pixels.float().repeat(len(points) // len(pixels), 1, 1, 1, 1)
         # What is nearer hides what is farther; what lies behind shows where nothing arrives, and needs less detail.
@@ -167,6 +176,17 @@ class ForwardWarp(nn.Module):
         """Pooled texts to the vectors they say (b, REGIONS + 3, 2): the regions' velocities, the camera's columns."""
         return RATE * self.velocities(text).float().unflatten(2, (-1, 2))[:, 0]
 
+    def _decided(self, velocities: Tensor, text: Tensor) -> Tensor:
+        """Velocities (b, 1, 2, H, W) to the nearest of those that the text tells of the things it names, or to none:
+        what is told exactly need not be found exactly. As they are where the text names nothing that moves."""
+        named = self.named(text[:, 0]).float().unflatten(1, (-1, 2))
+        moving = (named.norm(dim=2) / MOVING).clamp(max=1)
+        weights, choices = F.pad(moving, (1, 0), value=1.0), F.pad(named, (0, 0, 1, 0))[..., None, None]  # first: stay
+        unlike = (velocities - choices).square().sum(2)
+        chosen = torch.softmax(weights.log()[..., None, None] - unlike / (2 * ALIKE**2), dim=1)
+        decided = (chosen[:, :, None] * choices).sum(1, keepdim=True)
+        return torch.lerp(velocities, decided, moving.amax(dim=1).view(-1, 1, 1, 1, 1))
+
     def _camera(self, text: Tensor) -> Tensor:
         """The camera's M of pooled texts, (b, 3, 3), its last row zero."""
         return F.pad(self._told(text)[:, REGIONS:].transpose(1, 2), (0, 0, 0, 1))
@@ -176,6 +196,38 @@ class ForwardWarp(nn.Module):
         y, x = (torch.arange(n, device=points.device) - (n - 1) / 2 for n in points.shape[-2:])
         places = torch.stack(torch.meshgrid(x, y, indexing="xy"))
         return places / self.unit, -places[:, :1, :1]
+
+
+class _SecondLook(nn.Module):
+    """A U-Net from half the picture's resolution down to the latents' cells, steered by the text at each level: a thing
+    is told from its like by what is around it, and by what else could be meant. Untrained, it changes nothing."""
+
+    def __init__(self, config, levels: int, *, operations=nn, **kw):
+        super().__init__()
+        parts = {"operations": operations, **kw}
+        widths = [FINE + WIDER * level for level in range(levels + 1)]
+
+        def res(channels):
+            return ResBlock(channels, config.context_dim, channels, config.norm_groups, True, **parts)
+
+        self.meant = operations.Linear(config.context_dim, config.context_dim, **kw)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for width, wider in pairwise(widths):
+            enter = nn.Sequential(operations.Conv2d(width, wider, 3, stride=2, padding=1, **kw))
+            leave = zero(nn.Sequential(operations.Conv2d(wider, 4 * width, 1, **kw), nn.PixelShuffle(2)))
+            self.down.append(nn.ModuleList([enter, res(wider)]))
+            self.up.insert(0, nn.ModuleList([leave, res(width)]))
+        self.down[-1][0].append(SpatialTransformer(wider, wider // WIDER, config.norm_groups, **parts))
+
+    def forward(self, h: Tensor, text: Tensor) -> Tensor:
+        """h (b, FINE, H/2, W/2) and pooled texts (b, D) to the like of h."""
+        meant, skips = self.meant(text), []
+        for enter, block in self.down:
+            skips.append(h)
+            h = block(enter(h), meant)
+        for leave, block in self.up:
+            h = block(skips.pop() + leave(h), meant)
+        return h
 
 
 def _with_edges(points: Tensor) -> Tensor:

@@ -73,16 +73,17 @@ def random_caption(rng: np.random.Generator) -> tuple[str, np.ndarray]:
     kind = rng.choice(["none", "camera", "thing", "things"], p=[0.05, 0.45, 0.3, 0.2])
     if kind == "none":
         return "", meaning
-    speeds, style = [str(speed) for speed in rng.choice(SPEEDS, 2)], int(rng.integers(6))
+    speeds, styles = rng.choice(SPEEDS, 2).tolist(), rng.integers(6, size=2).tolist()
     if kind == "camera":
         motion = str(rng.choice(MOTIONS))
         if motion != "still":
             axis, sign = _AXES[motion]
             meaning[axis] = sign * SPEED[speeds[0]]
-        return camera_caption(motion, speeds[0], style), meaning
+        return camera_caption(motion, speeds[0], styles[0]), meaning
     clauses = []
     colours_at, things_at = 6 + 2 * len(COLOURS), 6 + 3 * len(COLOURS)
-    for colour, speed in zip(rng.permutation(len(COLOURS))[: 1 if kind == "thing" else 2], speeds, strict=False):
+    colours = rng.permutation(len(COLOURS))[: 1 if kind == "thing" else 2]
+    for colour, speed, style in zip(colours, speeds, styles, strict=False):
         motion, thing = str(rng.choice((*DIRECTIONS, "still"))), rng.integers(len(THINGS))
         clauses.append(thing_caption(tuple(COLOURS)[colour], THINGS[thing], motion, speed, style))
         if motion != "still":

@@ -58,7 +58,7 @@ def draw_pool(folder: Path, shards: int, frames: int, size: int, interpolation: 
 
 
 def open_shards(paths: list[Path], name: str) -> list[torch.Tensor]:
-    """The "frames" or the "flow" of each shard, as draw_shard describes them, read from disk only when looked at."""
+    """One tensor of each file, "frames" or "flow" of a shard, say, read from disk only when looked at."""
     return [safe_open(path, "pt").get_tensor(name) for path in paths]
 
 

@@ -7,11 +7,13 @@ the paper, or on v, which is the eps loss divided by ᾱ.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import images
@@ -21,7 +23,7 @@ from ..model import MicroCinemaUNet
 from ..model.autoencoder import Autoencoder
 from ..model.text import TextEncoder, word_tokenizer
 from ..model.unet import pooled
-from ..model.warp import RATE, ForwardWarp
+from ..model.warp import NAMED, RATE, ForwardWarp
 from ..pipeline import Pipeline
 from ..prior import prior_mean, shift
 from ..schedule import NoiseSchedule
@@ -55,10 +57,10 @@ class VideoModel(nn.Module):
         out = self.network(x, timesteps, context, condition=encoded, num_video_frames=t)
         return out.unflatten(0, (b, t))
 
-    def warp(self, condition: Tensor, pixels: Tensor, tokens: Tensor | None, frames: int, index: int):
+    def warp(self, condition: Tensor, pixels: Tensor, tokens: Tensor | None, index: int):
         """What a network with a forward warp makes of condition latents (b, k, C, h, w) and their pixels: the motion
         of each pixel, (b, k, 2, H, W), in pixels a frame, and frame `index` of a clip, (b, 3, H, W)."""
-        network = self.network
+        network, frames = self.network, self.network.config.frames
         text = pooled(self.text(tokens)) if self.text else None
         seen = network.look(condition, pixels)
         points = network.forward_warp.read(seen, text)
@@ -76,9 +78,7 @@ class Objective:
 
     def condition(self, latents: Tensor) -> Tensor:
         """The clean frames a clip is told from: its centre (b, 1, …) or its ends (b, 2, …)."""
-        if self.config.network.condition == "centre":
-            return latents[:, [latents.shape[1] // 2]]
-        return latents[:, [0, -1]]
+        return latents[:, [latents.shape[1] // 2] if self.config.network.condition == "centre" else [0, -1]]
 
     def noisy(self, latents: Tensor, timesteps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """z_t of eq. (15), and the target for the network's output."""
@@ -97,13 +97,14 @@ class Objective:
         return (output - target).square().mean((1, 2, 3, 4))
 
     def motion_losses(
-        self, model: VideoModel, latents: Tensor, frames: Tensor, flow: Tensor, tokens: Tensor | None, index: int
-    ) -> tuple[Tensor, Tensor]:
+        self, model: VideoModel, condition: Tensor, pixels: Tensor, flow: Tensor, frame: Tensor,
+        tokens: Tensor | None, index: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Mean errors of each clip, (b,): how far from their place, in pixels, the warp takes each of the condition's
-        pixels a frame later (b, k, 2, H, W), and of frame `index` as made of nothing but these pixels.
+        pixels a frame later (b, k, 2, H, W), and of frame `index` (b, 3, H, W) as made of nothing but these pixels.
         Not squared: where the model must guess, the square's best guess is that half a thing moves half the way."""
-        found, rendered = model.warp(self.condition(latents), self.condition(frames), tokens, frames.shape[1], index)
-        missed, wrong = (found - flow).square().sum(2), (rendered - frames[:, index]).square().sum(1)
+        found, rendered = model.warp(condition, pixels, tokens, index)
+        missed, wrong = (found - flow).square().sum(2), (rendered - frame).square().sum(1)
         return (missed + 0.01).sqrt().mean((1, 2, 3)), (wrong + 0.001).sqrt().mean((1, 2))
 
 
@@ -111,14 +112,21 @@ def train_diffusion(
     config: TrainingConfig, model_config: ModelConfig, autoencoder: Autoencoder, folder: Path, scenes: Path
 ) -> LoadedModel:
     """Train to the end, resuming where `folder` holds a state; returns the EMA model with its autoencoder."""
-    interpolation = model_config.network.condition == "ends"
+    interpolation, frames = model_config.network.condition == "ends", model_config.network.frames
+    objective, flow_shards = Objective(model_config), config.flow_shards if config.flow_steps else 0
     with first_process_first():
         paths = draw_pool(
-            scenes, config.shards, model_config.network.frames, model_config.width, interpolation, config.workers
+            scenes, config.shards + flow_shards, frames, model_config.width, interpolation, config.workers
         )  # fmt: skip
-        latents = encode_pool(paths, autoencoder)
-    pictures, flow = open_shards(paths, "frames"), load(paths, "flow")
-    captions = load_captions(paths)
+        paths, flow_paths = paths[: config.shards], paths[config.shards :]
+        shown = objective.condition(torch.arange(frames)[None])[0]
+        with ThreadPoolExecutor(config.workers) as workers:
+            encoded = list(workers.map(lambda path: encode_shard(path, autoencoder), paths))
+            seen = list(workers.map(lambda path: see_shard(path, autoencoder, shown), flow_paths))
+    latents = load(encoded, "latents")
+    captions, flow_captions = load_captions(paths), load_captions(flow_paths)
+    pictures, flow = open_shards(flow_paths, "frames"), open_shards(flow_paths, "flow")
+    conditions, pixels = open_shards(seen, "latents"), open_shards(seen, "pixels")
     if model_config.text:
         model_config = replace(model_config, text=replace(model_config.text, tokenizer=word_tokenizer(all_words())))
     torch.manual_seed(config.seed)
@@ -132,22 +140,26 @@ def train_diffusion(
     if model_config.network.forward_warp:
         model.network.forward_warp.autoencoder.load_state_dict(autoencoder.state_dict())
     trainer = Trainer(model, config, folder)
-    objective = Objective(model_config)
     count = len(latents) - HELD_OUT
-    cameras = [bool(model.text) and not COLOURS.keys() & caption.split() for caption in captions[:count]]
-    shares = torch.where(torch.tensor(cameras), CAMERA_SHARE, 1.0)  # of the steps of motion
+    cameras = [bool(model.text) and not COLOURS.keys() & caption.split() for caption in flow_captions]
+    shares = torch.where(torch.tensor(cameras, dtype=torch.bool), CAMERA_SHARE, 1.0)  # of the steps of motion
 
     def tokenize(prompts):
         return model.text.tokenizer(prompts) if model.text else None
 
     def motion_loss(rows, generator):
-        shards = [divmod(row, len(pictures[0])) for row in rows.tolist()]
-        frames = torch.stack([pictures[shard][row] for shard, row in shards])
-        index = int(torch.randint(frames.shape[1], (1,), generator=generator))
-        moved, rendered = objective.motion_losses(
-            model, latents[rows].float(), frames / 255, flow[rows].float(),
-            tokenize([captions[row] for row in rows]), index,
-        )  # fmt: skip
+        index = int(torch.randint(frames, (1,), generator=generator))
+        places = [divmod(row, len(pictures[0])) for row in rows.tolist()]
+        frame = torch.stack([pictures[shard][clip, index] for shard, clip in places])
+        condition, picture, moved = (
+            torch.stack([shards[shard][clip] for shard, clip in places]).float()
+            for shards in (conditions, pixels, flow)
+        )
+        tokens = tokenize([flow_captions[row] for row in rows])
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.flow_bfloat16):
+            moved, rendered = objective.motion_losses(
+                model, condition, picture / 255, moved, frame / 255, tokens, index
+            )
         moved, rendered = moved.mean(), rendered.mean()
         return moved + RENDERED * rendered, {"flow": moved.item(), "rendered": rendered.item()}
 
@@ -206,24 +218,46 @@ def begin_with_colours(warp: ForwardWarp, meanings_of: Tensor, config: ModelConf
     """A region for each colour, which moves as the text says of the thing of this colour: what remains to be learned
     is where it is. From regions without velocities and velocities without regions, both are found late."""
     clip = SPEED_PIXELS[""] * config.width / REFERENCE_SIZE * (config.network.frames - 1) / 2  # pixels in a unit of τ
-    colours = meanings_of[6 : 6 + 2 * len(COLOURS)]
-    warp.velocities.weight[: len(colours)] = clip / warp.unit / RATE * colours
+    warp.named.weight.copy_(clip / warp.unit * meanings_of[6 : 6 + 2 * len(COLOURS)])
+    warp.velocities.weight[: 2 * NAMED] = warp.named.weight / RATE
 
 
 @torch.no_grad()
-def encode_pool(paths: list[Path], autoencoder: Autoencoder) -> Tensor:
-    """Scaled latents of all clips (n, t, C, h, w) in float16, kept on disk beside the scenes."""
+def encode_shard(shard: Path, autoencoder: Autoencoder) -> Path:
+    """A file with the scaled `latents` of all frames of a shard, (n, t, C, h, w) in float16, kept beside it."""
+
+    def tensors():
+        return {"latents": _encoded(load([shard], "frames"), autoencoder)}
+
+    return _beside(shard, "latents", autoencoder, tensors)
+
+
+@torch.no_grad()
+def see_shard(shard: Path, autoencoder: Autoencoder, shown: Tensor) -> Path:
+    """A file with what a forward warp sees of a shard: the `latents` of the frames `shown`, (n, k, C, h, w) in float16,
+    and the `pixels` that the autoencoder makes of them, (n, k, 3, H, W) uint8."""
+
+    def tensors():
+        latents = _encoded(load([shard], "frames")[:, shown], autoencoder)
+        pixels = [autoencoder.decode(part.float()) for part in latents.flatten(0, 1).split(8)]
+        pixels = (torch.cat(pixels).clamp(0, 1) * 255).round().to(torch.uint8)
+        return {"latents": latents, "pixels": pixels.unflatten(0, latents.shape[:2]).contiguous()}
+
+    return _beside(shard, "seen", autoencoder, tensors)
+
+
+def _encoded(clips: Tensor, autoencoder: Autoencoder) -> Tensor:
+    """Clips (n, t, 3, H, W) of bytes to scaled latents (n, t, C, h, w) in float16."""
+    parts = [part.to(memory_format=torch.channels_last).float() / 255 for part in clips.flatten(0, 1).split(8)]
+    latents = torch.cat([autoencoder.encode(part).half() for part in parts])
+    return latents.contiguous().unflatten(0, clips.shape[:2])
+
+
+def _beside(shard: Path, name: str, autoencoder: Autoencoder, tensors: Callable) -> Path:
+    """The file of this name for this autoencoder beside a shard, made of `tensors()` unless it is there."""
     digest = hashlib.sha256(b"".join(p.numpy().tobytes() for p in autoencoder.state_dict().values())).hexdigest()[:12]
-    parts = []
-    for path in paths:
-        cached = path.with_name(f"{path.stem}-latents-{digest}.safetensors")
-        if not cached.exists():
-            clips = load([path], "frames")
-            frames = clips.flatten(0, 1).split(8)
-            encoded = [autoencoder.encode(f.to(memory_format=torch.channels_last).float() / 255).half() for f in frames]
-            save_file(
-                {"latents": torch.cat(encoded).contiguous().unflatten(0, clips.shape[:2])}, cached.with_suffix(".part")
-            )
-            cached.with_suffix(".part").replace(cached)
-        parts.append(load_file(cached)["latents"])
-    return torch.cat(parts)
+    path = shard.with_name(f"{shard.stem}-{name}-{digest}.safetensors")
+    if not path.exists():
+        save_file(tensors(), path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+    return path

@@ -26,7 +26,7 @@ from ..config import fits
 from ..errors import MicroCinemaError
 
 STATE = "state.safetensors"
-_KINDS = {int: "a whole number above 0", float: "a number", str: "a text in quotes"}
+_KINDS = {bool: "true or false", int: "a whole number above 0", float: "a number", str: "a text in quotes"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class TrainingConfig:
     autoencoder: str = ""  # diffusion: the run folder or model file that holds the autoencoder
     text_steps: int = 600  # diffusion: of the text tower, before all others
     flow_steps: int = 0  # diffusion with a forward warp: at first it alone learns the drawn scenes' motion
+    flow_shards: int = 4  # of scenes for that, behind the others
+    flow_bfloat16: bool = False  # its convolutions and products in bfloat16, on a processor that has it in hardware
     text_drop: float = 0.1
     # diffusion: t = 1000·u^power; below 1 the noisy end is seen more often. It goes from the first to the second
     # evenly: what moves is decided by the noisy end, and is to be learned first.
@@ -58,7 +60,7 @@ class TrainingConfig:
     save_every: int = 250
     threads: int = 1  # of each process
     processes: int = 1  # that share a batch; two of one thread each beat one of two
-    workers: int = 2  # that draw scenes
+    workers: int = 2  # that draw scenes and encode them
 
     @classmethod
     def read(cls, path: Path, overrides: dict[str, str] | None = None) -> TrainingConfig:
