@@ -33,13 +33,14 @@ NEARER, UNLIKE = 2, 12  # what moves, as logits: in front of what stands still, 
 class ForwardWarp(nn.Module):
     """Gives every pixel of a condition picture a path through the clip, and tells what arrives, as latents.
 
-    With text, a pixel x goes to exp(τM)·x + τ·Σ_j g_j(x)·v_j. M, an affine motion of the whole picture (pan, zoom,
-    roll), and the velocities v_j are linear in the pooled text; the regions g_j are read from picture and text. τ is
+    With text, a pixel x goes to exp(τM)·x + τ·v(x). M, an affine motion of the whole picture (pan, zoom, roll), is
+    linear in the pooled text, and v is the nearest to Σ_j g_j(x)·v_j of the velocities that the text tells of the
+    things it names, or 0: v_j too are linear in the text, and the regions g_j are read from picture and text. τ is
     the signed time since the condition's own frame. Without text, each pixel of one end goes to x + |τ|·v(x) on its
     way to the other end: a clip played backwards is warped alike. v is read from both pictures and from where in the
-    other one its surroundings are found (a cost volume and its soft argmin, as in Kendall et al., "End-to-End Learning
-    of Geometry and Context for Deep Stereo Regression", ICCV 2017). Where nothing arrives, the nearest pixels that make
-    a good background are shown.
+    other one its surroundings are found (a cost volume and its soft argmin, as in Kendall et al., "End-to-End
+    Learning of Geometry and Context for Deep Stereo Regression", ICCV 2017). Where nothing arrives, the nearest
+    pixels that make a good background are shown.
 
     Between latents and pixels stands the model's own autoencoder, frozen: moved latents would lose their detail. So
     the paths get no gradient from the latents; they are learned from `flow` and `render`. Untrained, no text moves
