@@ -28,7 +28,6 @@ from pack.microcinema_core.pipeline import Pipeline  # noqa: E402
 from pack.nodes import EulerSampler, Interpolate, Loader, PriorLatent, VideoCombine  # noqa: E402
 
 FRAMES = 3
-STRENGTH = 2.0  # of the LoRA, so that it shows
 
 
 def noise(*shape):
@@ -38,7 +37,7 @@ def noise(*shape):
 def low_vram(weights: str) -> dict:
     """One prediction with a LoRA: all weights loaded, some, fewer, all again; the largest difference of each."""
     model, clip, vae = Loader.execute("demo-base (bundled)", weights).result
-    model, _ = comfy.sd.load_lora_for_models(model, clip, comfy.utils.load_torch_file(LORA), STRENGTH, 0.0)
+    model, _ = comfy.sd.load_lora_for_models(model, clip, comfy.utils.load_torch_file(LORA), 1.0, 0.0)
     told = clip.encode_from_tokens_scheduled(clip.tokenize("pan left"))
     positive, _, latent, _ = PriorLatent.execute(
         model, told, told, vae, noise(1, 32, 32, 3), 32, 32, FRAMES, 0.03, 0.02, 0
