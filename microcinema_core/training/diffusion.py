@@ -151,17 +151,15 @@ def train_diffusion(
         index = int(torch.randint(frames, (1,), generator=generator))
         places = [divmod(row, len(pictures[0])) for row in rows.tolist()]
         frame = torch.stack([pictures[shard][clip, index] for shard, clip in places])
-        condition, picture, moved = (
+        condition, picture, motion = (
             torch.stack([shards[shard][clip] for shard, clip in places]).float()
             for shards in (conditions, pixels, flow)
         )
         tokens = tokenize([flow_captions[row] for row in rows])
         with torch.autocast("cpu", torch.bfloat16, enabled=config.flow_bfloat16):
-            moved, rendered = objective.motion_losses(
-                model, condition, picture / 255, moved, frame / 255, tokens, index
-            )
-        moved, rendered = moved.mean(), rendered.mean()
-        return moved + RENDERED * rendered, {"flow": moved.item(), "rendered": rendered.item()}
+            missed, wrong = objective.motion_losses(model, condition, picture / 255, motion, frame / 255, tokens, index)
+        missed, wrong = missed.mean(), wrong.mean()
+        return missed + RENDERED * wrong, {"flow": missed.item(), "rendered": wrong.item()}
 
     def loss(step, generator):
         if step < config.flow_steps:
