@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -130,7 +131,7 @@ def _fill(module: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -
     try:
         module.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        problem = str(error).splitlines()[-1].strip()
+        problem = shorten(str(error).splitlines()[-1], 160, placeholder=" …")  # it names every key
         raise MicroCinemaError(f"'{path}' does not hold what its header says ({problem}): fetch it again") from error
     return module.eval().requires_grad_(False)
 
