@@ -288,9 +288,9 @@ def test_a_partly_loaded_model_gives_the_same(script, weights):
     assert states["whole"]["kept_back"] == 0 < states["half"]["kept_back"] < states["less"]["kept_back"]
     assert states["half"]["patched_on_use"] > 0
     assert states["whole again"]["difference"] == 0
-    assert found["lora"] > 20 * 1e-5
+    assert found["lora"] > 200 * 1e-6
     # What is patched on use is not rounded to fp8 again.
-    tolerance = 1e-5 if weights == "default" else 0.2 * found["lora"]
+    tolerance = 1e-6 if weights == "default" else 0.2 * found["lora"]
     assert max(state["difference"] for state in states.values()) < tolerance
 
 
