@@ -178,11 +178,11 @@ class Pipeline:
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
         noise = shift(noise, prior_mean(condition, frames, lambda_ + gamma))
         if encoded is None:
-            encoded = self.network.encode_condition(condition.to(self.dtype))
+            encoded = self.network.encode_condition(condition.to(self.dtype), lambda_)
         denoise = Denoiser(self.network, c, encoded, context, cfg)
         return sample_euler_edm(
             denoise, initial(noise, sigmas[0]), sigmas, progress and (lambda i, _: progress(i + 1, steps)),
-            mean=prior_mean(condition, frames, lambda_), s_churn=churn, generator=generators[0],
+            mean=prior_mean(condition, frames, lambda_ + gamma), s_churn=churn, generator=generators[0],
         )  # fmt: skip
 
     def encode(self, pictures: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def sample_euler_edm(
     s_noise: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The paper's EulerEDM. `mean` is μ as it was trained (λ·z^c), needed only by churn; γ† = 0 is plain Euler."""
+    """The paper's EulerEDM. `mean` is the run's μ = (λ+γ)·z^c, needed only by churn; γ† = 0 is plain Euler."""
     steps = len(sigmas) - 1
     for i in range(steps):
         sigma = sigmas[i]

@@ -30,7 +30,7 @@ class NoiseSchedule:
         """√(1−ᾱ) in float32 for timesteps that may be fractional, as samplers give them. All of it is computed on
         their device: a copy of a table would make the host wait for it, and it for the host."""
         sigmas = NoiseSchedule(timesteps.device).sigmas
-        below = timesteps.to(sigmas).clamp(0, self.steps - 1)
+        below = timesteps.to(sigmas).nan_to_num().clamp(0, self.steps - 1)
         low = below.floor().long().clamp(max=self.steps - 2)
         log_sigma = torch.lerp(sigmas[low].log(), sigmas[low + 1].log(), below - low)
         return (log_sigma.exp() / (1 + (2 * log_sigma).exp()).sqrt()).float()

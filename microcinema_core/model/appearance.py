@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..config import NetworkConfig
+from ..config import LAMBDA, NetworkConfig
 from .spatial import SpatialUNet
 
 
@@ -19,12 +19,14 @@ class Condition:
     planes: (clips, k, C, h, w), the condition's share of the first convolution's output.
     modulations: for each ResBlock, in the order they run, scale = 1 + γ(f) and shift = β(f), each (clips, k, C, h, w).
     seen: what ForwardWarp.look gives, for a network with one.
+    lambda_: the run's λ, the prior's strength in training.
     """
 
     latents: Tensor
     planes: Tensor
     modulations: list[tuple[Tensor, Tensor]]
     seen: tuple[Tensor, Tensor] | None = None
+    lambda_: float = LAMBDA
 
     @property
     def clips(self) -> int:

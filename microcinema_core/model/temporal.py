@@ -56,7 +56,8 @@ class TemporalConv(nn.Module):
 
 class TemporalTransformer(nn.Module):
     """Each cell attends to itself in the other frames of its clip. Positions are frames from the clip's middle, so a
-    clip of another length keeps the centre frame at the position it was trained at.
+    clip of another length keeps the centre frame at the position it was trained at, and a context window its place in
+    the clip.
 
     Two attentions and no positions make it ModelScope's (and diffusers' TransformerTemporalModel).
     """
@@ -78,13 +79,14 @@ class TemporalTransformer(nn.Module):
     def reset_parameters(self) -> None:
         zero(self.proj_out)
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
+        """x (clips · frames, C, h, w); offsets (frames,): each frame's place, counted from the clip's middle."""
+        frames = len(offsets)
         sheet = as_sheet(x, frames)
         clips, channels, _, cells = sheet.shape
         tokens = self.norm(sheet).permute(0, 3, 2, 1).reshape(clips * cells, frames, channels)
         tokens = self.proj_in(tokens)
         if self.positions:
-            offsets = torch.arange(frames, device=x.device) - (frames - 1) / 2
             tokens = tokens + sinusoids(offsets, channels).to(x.dtype)
         tokens = self.proj_out(self.block(tokens)).view(clips, cells, frames, channels)
         return from_sheet(sheet + tokens.permute(0, 3, 2, 1), x.shape[2:])  # added before it is folded: no second copy

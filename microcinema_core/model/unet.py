@@ -31,7 +31,7 @@ FURTHER = 0.1  # of a motion: the step of its finite difference
 class _Clips:
     """What every layer of one forward pass needs to know of the clips."""
 
-    frames: int
+    offsets: Tensor  # (frames,): their places, counted from the clip's middle
     modulations: list[tuple[Tensor, Tensor]]  # scale and shift, each (condition's clips, frames, C, h, w)
 
 
@@ -83,9 +83,10 @@ class MicroCinemaUNet(SpatialUNet):
                 config.latent_channels + 1, config.model_channels, 1, bias=False, **plain
             )
 
-    def encode_condition(self, latents: Tensor) -> Condition:
+    def encode_condition(self, latents: Tensor, lambda_: float = LAMBDA) -> Condition:
         """Latents (clips, k, C, h, w), scaled, free of noise: k = 1, the centre frame, or k = 2, first and last frame,
-        as the configuration says. The result serves all steps, and both halves of a guided batch."""
+        as the configuration says; `lambda_` is the run's λ, the prior's strength in training. The result serves all
+        steps, and both halves of a guided batch."""
         clips, k = latents.shape[:2]
         expected = 1 if self.config.condition == "centre" else 2
         if k != expected:
@@ -102,7 +103,7 @@ class MicroCinemaUNet(SpatialUNet):
         seen = None
         if self.config.forward_warp:
             seen = self.forward_warp.look(latents, features[-1].unflatten(0, (clips, k)))
-        return Condition(latents, self.condition_in(pictures).unflatten(0, (clips, k)), modulations, seen)
+        return Condition(latents, self.condition_in(pictures).unflatten(0, (clips, k)), modulations, seen, lambda_)
 
     def look(self, latents: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """What `forward_warp` sees of condition latents (clips, k, C, h, w) of known pixels (clips, k, 3, H, W)."""
@@ -150,7 +151,7 @@ class MicroCinemaUNet(SpatialUNet):
         h = self.input_blocks[0][0](x)
         h = (h.view(-1, *planes.shape) + planes).flatten(0, 2)
         if offsets is None:
-            offsets = torch.arange(frames, device=x.device) - (frames - 1) / 2
+            offsets = torch.arange(frames, device=x.device) - frames // 2
         text, tau = pooled(context) if context is not None else None, self.tau(offsets).to(x)
         since = self.since(tau)
         if self.config.motion_embedding:
@@ -164,27 +165,27 @@ class MicroCinemaUNet(SpatialUNet):
             if self.config.amplitude_std is None:
                 moved, known = self.forward_warp(condition.seen, text, since)
             else:
-                moved, known = self._moved(x, timesteps, still, condition.seen, text, since)
+                moved, known = self._moved(x, timesteps, still, condition, text, since)
             expected = torch.where(unknown, moved, still)
             h = h + self.expected_in(torch.cat([expected - still, known], dim=1))
         modulations = [(spread(scale, frames), spread(shift, frames)) for scale, shift in condition.modulations]
-        out = self.out(self.walk(h, emb, context, _Clips(frames, modulations), control))
+        out = self.out(self.walk(h, emb, context, _Clips(offsets, modulations), control))
         if self.config.residual_std is not None:
             out = self._around(out, x, timesteps, expected, unknown)
         return out
 
-    def _moved(self, x: Tensor, timesteps: Tensor, still: Tensor, seen, text: Tensor, since: Tensor):
+    def _moved(self, x: Tensor, timesteps: Tensor, still: Tensor, condition: Condition, text: Tensor, since: Tensor):
         """What the forward warp gives at times (k, t) since each picture's frame, of a motion as large as the noisy
         clips show: a ~ N(1, `amplitude_std`²) times what is told.
 
         By z̄(a) ≈ z̄ + (a − 1)·D, the mean of a − 1 given z_t is that of a linear regression on √ᾱ·D of
         z_t − √ᾱ·z̄ − √(1−ᾱ)·λ·z^c. Noise with more of z^c in it, γ > 0, looks like a clip that moves less.
         """
-        warp, std, clips = self.forward_warp, self.config.amplitude_std, len(text)
+        warp, seen, std, clips = self.forward_warp, condition.seen, self.config.amplitude_std, len(text)
         both = warp(seen, text, torch.cat([since, (1 + FURTHER) * since], dim=1))[0].float()
         told, further = both.unflatten(0, (clips, 2, -1)).unbind(1)
         alpha, sigma = _levels(timesteps, x.float())
-        missed = x - alpha * told.flatten(0, 1) - sigma * LAMBDA * still
+        missed = x - alpha * told.flatten(0, 1) - sigma * condition.lambda_ * still
         slope = alpha * (further - told).flatten(0, 1) / FURTHER
         noise = (sigma**2 + (alpha * self.config.residual_std) ** 2) / std**2
         missed, slope, noise = (values.reshape(clips, -1) for values in (missed, slope, noise))
@@ -207,10 +208,10 @@ class MicroCinemaUNet(SpatialUNet):
         return skip * (x - alpha * expected) - sigma * expected - rho / q * out
 
     def run_res(self, layer, h, emb, clips):
-        return self.temporal_convs[layer.index](layer(h, emb, clips.modulations[layer.index]), clips.frames)
+        return self.temporal_convs[layer.index](layer(h, emb, clips.modulations[layer.index]), len(clips.offsets))
 
     def run_transformer(self, layer, h, context, clips):
-        return self.temporal_transformers[layer.index](layer(h, context), clips.frames)
+        return self.temporal_transformers[layer.index](layer(h, context), clips.offsets)
 
     def tau(self, offsets: Tensor) -> Tensor:
         """Offsets from the centre, in frames, to τ: ±1 at the ends of a clip of the trained length."""

@@ -295,9 +295,10 @@ class _Splat(torch.autograd.Function):
         out = torch.zeros(*values.shape[:2], height * width, dtype=values.dtype, device=values.device)
         for column, row in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
             inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            share = (1 - (x - column).abs()) * (1 - (y - row).abs()) * inside
-            index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-            out.scatter_add_(2, index.long()[:, None].expand_as(values), values * share[:, None])
+            # Where a place is outside or no number, `where` keeps it out of the index and out of the sum.
+            share = torch.where(inside, (1 - (x - column).abs()) * (1 - (y - row).abs()), 0)
+            index = torch.where(inside, row * width + column, 0).long()
+            out.scatter_add_(2, index[:, None].expand_as(values), values * share[:, None])
         return out.unflatten(2, (height, width))
 
     @staticmethod
