@@ -61,7 +61,8 @@ def animate(arguments: argparse.Namespace) -> None:
     config = pipeline.config
     fps = _or(arguments.fps, config.fps)
     video.check_output(arguments.output, fps * INSERTED**passes)
-    width, height = arguments.size or (config.width, config.height)
+    factor, least = config.autoencoder.factor, max(_least_side(m.config) for m in (pipeline, interpolation) if m)
+    width, height = arguments.size or images.size_from(picture, factor, least)
     for model in filter(None, (pipeline, interpolation)):
         _check_size(width, height, model.config)
     _check_words(arguments.prompt, pipeline)
@@ -195,12 +196,16 @@ def _device(name: str) -> str:
 
 
 def _check_size(width: int, height: int, config: ModelConfig) -> None:
-    factor = config.autoencoder.factor
-    least = factor * 2 ** (len(config.network.channel_multipliers) - 1)  # one cell at the network's coarsest level
+    factor, least = config.autoencoder.factor, _least_side(config)
     if width % factor or height % factor or min(width, height) < least:
         near = "x".join(str(max(least, round(side / factor) * factor)) for side in (width, height))
         message = f"the size {width}x{height} does not fit the model '{config.name}', whose sides are multiples of"
         raise MicroCinemaError(f"{message} {factor} from {least} on: use --size {near}")
+
+
+def _least_side(config: ModelConfig) -> int:
+    """One cell at the network's coarsest level, in pixels."""
+    return config.autoencoder.factor * 2 ** (len(config.network.channel_multipliers) - 1)
 
 
 def _check_words(prompt: str, pipeline: Pipeline) -> None:
@@ -303,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    def common(added: argparse.ArgumentParser, model: str) -> None:
+    def common(added: argparse.ArgumentParser, model: str, size: str) -> None:
         added.add_argument("-o", "--output", type=Path, required=True, help="mp4, webm, gif or webp file to write")
         added.add_argument("--model", default=model, metavar="NAME|FILE", help="bundled model or file (%(default)s)")
         added.add_argument(
@@ -311,7 +316,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         added.add_argument("--steps", type=_whole(1, 1000), metavar="N", help="sampling steps (the model's)")
         added.add_argument("--seed", type=_whole(0, 2**63 - 1), default=0, help="same seed, same file (%(default)s)")
-        added.add_argument("--size", type=_size, metavar="WxH", help="cut and resize to it first")
+        added.add_argument("--size", type=_size, metavar="WxH", help=f"cut and resize to it first ({size})")
         added.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
         added.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the networks (%(default)s)")
         added.add_argument("--compile", action="store_true", help="compile the network first: minutes, for many steps")
@@ -319,7 +324,7 @@ def _parser() -> argparse.ArgumentParser:
     one = command(animate, "turn a picture and a sentence into a clip")
     one.add_argument("photo", type=Path, metavar="PHOTO", help="any picture Pillow opens")
     one.add_argument("--prompt", required=True, help='what moves and how, such as "the camera zooms in"')
-    common(one, MODEL)
+    common(one, MODEL, "the picture's shape, long side 384")
     one.add_argument("--frames", type=_whole(2, 1000), metavar="N", help="frames before interpolation (the model's)")
     one.add_argument("--fps", type=_number(0.1, 240), help="frames a second before interpolation (the model's)")
     one.add_argument("--interpolate", type=_whole(0, 2), default=0, metavar="0|1|2", help="passes, each 4x the fps")
@@ -331,7 +336,7 @@ def _parser() -> argparse.ArgumentParser:
 
     two = command(interpolate, "put three new frames between any two frames of a video")
     two.add_argument("video", type=Path, metavar="VIDEO")
-    common(two, INTERPOLATION_MODEL)
+    common(two, INTERPOLATION_MODEL, "the video's own")
     two.add_argument("--passes", type=_whole(1, 2), default=1, help="each multiplies the fps by 4 (%(default)s)")
 
     three = command(info, "print a model's size and settings")

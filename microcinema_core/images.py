@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from .errors import MicroCinemaError
 
+LONG_SIDE = 384  # of a clip whose size nobody names
 MOST_PIXELS = 2**23  # a larger picture is reduced while it is read: no model looks at more, and floats take 12 bytes
 
 
@@ -81,6 +82,16 @@ def _to_tensor(image: Image.Image) -> torch.Tensor:
     values = np.asarray(image, dtype=np.float32)
     values = np.repeat(values[..., None], 3, axis=2) if image.mode == "F" else values / 255
     return torch.from_numpy(values).clamp(0, 1).permute(2, 0, 1).contiguous()
+
+
+def size_from(picture: torch.Tensor, factor: int, least: int = 64) -> tuple[int, int]:
+    """Width and height for a clip of a picture (3, H, W): its shape, the long side LONG_SIDE, both sides multiples of
+    `factor` (the autoencoder's), none below `least`."""
+    _, rows, columns = picture.shape
+    scale = LONG_SIDE / max(rows, columns) / factor
+    least = -(-least // factor)
+    width, height = (max(least, round(side * scale)) * factor for side in (columns, rows))
+    return width, height
 
 
 def fit(picture: torch.Tensor, width: int, height: int) -> torch.Tensor:

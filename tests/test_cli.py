@@ -19,7 +19,8 @@ PROMPT = "the camera zooms in"
 
 
 def animate(output: Path, *options: str) -> Path:
-    assert main(["animate", PHOTO, "--prompt", PROMPT, "-o", str(output), "--device", "cpu", *options]) == 0
+    command = ["animate", PHOTO, "--prompt", PROMPT, "-o", str(output), "--device", "cpu", "--size", "96x96"]
+    assert main([*command, *options]) == 0
     return output
 
 
@@ -60,6 +61,14 @@ def test_frames_fps_and_size(tmp_path):
     assert frames.shape == (5, 3, 64, 128) and fps == 3
 
 
+def test_a_size_that_nobody_names_is_of_the_pictures_shape(tmp_path):
+    """The photograph is 451x300."""
+    path = tmp_path / "a.mp4"
+    assert main(["animate", PHOTO, "--prompt", PROMPT, "-o", str(path), "--frames", "2", "--steps", "1"]) == 0
+    assert video.read_video(path)[0].shape == (2, 3, 256, 384)
+    assert video.read_metadata(path)["comment"]["width"] == 384
+
+
 def test_interpolate_a_video(clip, tmp_path):
     before, fps = video.read_video(clip)
     output = tmp_path / "out.mp4"
@@ -71,7 +80,7 @@ def test_interpolate_a_video(clip, tmp_path):
 
 def test_a_word_the_model_does_not_know_is_a_warning(tmp_path, capsys):
     output = tmp_path / "a.mp4"
-    assert main(["animate", PHOTO, "--prompt", f"{PROMPT} xylophone", "-o", str(output), "--steps", "1"]) == 0
+    assert main(["animate", PHOTO, "--prompt", f"{PROMPT} xylophone", "-o", str(output), "--size", "96x96"]) == 0
     [warning] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("microcinema:")]
     assert "warning" in warning and "'xylophone'" in warning and "zooms" in warning.partition("knows")[2]
     assert output.exists()

@@ -153,6 +153,27 @@ def test_files_that_are_no_pictures(tmp_path, four_colours, name, content, messa
         images.load_picture(path)
 
 
+@pytest.mark.parametrize(
+    ("columns", "rows", "factor", "size"),
+    [
+        (1920, 1080, 8, (384, 216)),
+        (1080, 1920, 8, (216, 384)),
+        (96, 96, 8, (384, 384)),
+        (300, 200, 64, (384, 256)),
+        (5000, 20, 8, (384, 64)),  # not below the least
+        (1, 4000, 16, (64, 384)),
+        (1500, 1000, 20, (380, 260)),
+    ],
+)
+def test_a_clip_has_the_shape_of_its_picture(columns, rows, factor, size):
+    assert images.size_from(torch.empty(3, rows, columns), factor) == size
+
+
+def test_the_least_side_is_the_models():
+    assert images.size_from(torch.empty(3, 20, 5000), 8, least=32) == (384, 32)
+    assert images.size_from(torch.empty(3, 20, 5000), 24, least=32) == (384, 48)
+
+
 @pytest.mark.parametrize(("columns", "rows"), [(1, 1), (5000, 20), (20, 5000), (3, 2), (97, 95), (96, 96)])
 def test_fit_gives_the_size_asked_for(columns, rows):
     picture = images.fit(torch.full((3, rows, columns), 0.3), 96, 64)
