@@ -299,7 +299,7 @@ def test_autoencoder_run_ends_with_unit_variance_latents(tmp_path, monkeypatch):
     config = replace(CONFIG, steps=2, crop=16, sheet_every=2, kl_weight=1e-6, learning_rate=1e-5)
     model_config = replace(DEMO_BASE, width=32, height=32)
     model = autoencoder_training.train_autoencoder(config, model_config, tmp_path / "run", tmp_path / "scenes")
-    frames = data.load(sorted((tmp_path / "scenes").iterdir()), "frames")[:-8, 0].float() / 255
+    frames = data.load(sorted((tmp_path / "scenes").glob("*.safetensors")), "frames")[:-8, 0].float() / 255
     latents = model.encode(frames)
     assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(16), atol=1e-2)
     assert torch.allclose(latents.std((0, 2, 3)), torch.ones(16), atol=1e-2)
@@ -363,8 +363,12 @@ def test_runs_that_cannot_start_say_why(tmp_path, setting, words):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_command_is_stopped_and_goes_on_to_a_model(tmp_path, monkeypatch, processes):
     """20 steps of the demo model at its true size, on shards that are drawn beforehand and small."""
-    monkeypatch.setattr(data, "CLIPS_PER_SHARD", 18)
-    data.draw_pool(tmp_path / "scenes", 2, DEMO_BASE.network.frames, DEMO_BASE.width, False, workers=1)
+    shape = DEMO_BASE.network.frames, DEMO_BASE.width, False
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "CLIPS_PER_SHARD", 18)
+        small = data.draw_pool(tmp_path / "scenes", 2, *shape, workers=1)
+    for index, path in enumerate(small):  # under the names of whole ones
+        path.rename(data.shard_path(tmp_path / "scenes", index, *shape))
     autoencoder = LoadedModel(DEMO_BASE, MicroCinemaUNet(DEMO_BASE.network), Autoencoder(DEMO_BASE.autoencoder), None)
     save_model(tmp_path / "autoencoder.safetensors", autoencoder)
     out = tmp_path / "run"

@@ -53,7 +53,7 @@ class AppearNet(SpatialUNet):
     """
 
     def __init__(self, config: NetworkConfig, **kw):
-        super().__init__(replace(config, context_dim=None), head=False, **kw)
+        super().__init__(replace(config, context_dim=None, motion_embedding=False), head=False, **kw)
 
     def forward(self, latents: Tensor) -> list[Tensor]:
         """Latents (n, C, h, w), free of noise, to one feature (n, C', h', w') per ResBlock."""

@@ -16,18 +16,20 @@ from .. import images
 from ..config import ModelConfig
 from ..model.autoencoder import Autoencoder
 from .data import draw_pool, load
+from .files import locked
 from .loop import Trainer, TrainingConfig, first_process_first
 
 
 def train_autoencoder(config: TrainingConfig, model_config: ModelConfig, folder: Path, scenes: Path) -> Autoencoder:
     """Train to the end, resuming where `folder` holds a state; returns the EMA autoencoder, folded."""
-    with first_process_first():
-        frames = load(draw_pool(scenes, config.shards, 9, model_config.width, False, config.workers), "frames")
+    with first_process_first(), locked(scenes, wait=True):
+        paths = draw_pool(scenes, config.shards, 9, model_config.width, False, config.workers)
+    frames = load(paths, "frames")
     torch.manual_seed(config.seed)
     model = Autoencoder(model_config.autoencoder)
     start_as_transform(model, frames[::4, 0].float() / 255)
     model.to(memory_format=torch.channels_last)
-    trainer = Trainer(model, config, folder)
+    trainer = Trainer(model, config, folder, data=paths[0].stem)
     held_out = frames[-8:, 0].float() / 255
     frames = frames[:-8]
 

@@ -7,13 +7,13 @@ the paper, or on v, which is the eps loss divided by ᾱ.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import images
@@ -29,6 +29,7 @@ from ..prior import prior_mean, shift
 from ..schedule import NoiseSchedule
 from .captions import COLOURS, all_words, reverse
 from .data import draw_pool, load, load_captions, open_shards
+from .files import locked, save_tensors
 from .loop import STATE, Trainer, TrainingConfig, first_process_first
 from .scenes import REFERENCE_SIZE, SPEED_PIXELS
 from .text import learn_to_read
@@ -114,7 +115,7 @@ def train_diffusion(
     """Train to the end, resuming where `folder` holds a state; returns the EMA model with its autoencoder."""
     interpolation, frames = model_config.network.condition == "ends", model_config.network.frames
     objective, flow_shards = Objective(model_config), config.flow_shards if config.flow_steps else 0
-    with first_process_first():
+    with first_process_first(), locked(scenes, wait=True):
         paths = draw_pool(
             scenes, config.shards + flow_shards, frames, model_config.width, interpolation, config.workers
         )  # fmt: skip
@@ -139,7 +140,7 @@ def train_diffusion(
         model.text.requires_grad_(False)
     if model_config.network.forward_warp:
         model.network.forward_warp.autoencoder.load_state_dict(autoencoder.state_dict())
-    trainer = Trainer(model, config, folder)
+    trainer = Trainer(model, config, folder, data=" ".join(path.stem for path in (*encoded[:1], *seen[:1])))
     count = len(latents) - HELD_OUT
     cameras = [bool(model.text) and not COLOURS.keys() & caption.split() for caption in flow_captions]
     shares = torch.where(torch.tensor(cameras, dtype=torch.bool), CAMERA_SHARE, 1.0)  # of the steps of motion
@@ -253,9 +254,9 @@ def _encoded(clips: Tensor, autoencoder: Autoencoder) -> Tensor:
 
 def _beside(shard: Path, name: str, autoencoder: Autoencoder, tensors: Callable) -> Path:
     """The file of this name for this autoencoder beside a shard, made of `tensors()` unless it is there."""
-    digest = hashlib.sha256(b"".join(p.numpy().tobytes() for p in autoencoder.state_dict().values())).hexdigest()[:12]
+    weights = b"".join(value.numpy().tobytes() for value in autoencoder.state_dict().values())
+    digest = hashlib.sha256(weights + json.dumps(asdict(autoencoder.config)).encode()).hexdigest()[:12]
     path = shard.with_name(f"{shard.stem}-{name}-{digest}.safetensors")
     if not path.exists():
-        save_file(tensors(), path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        save_tensors(path, tensors())
     return path

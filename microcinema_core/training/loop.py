@@ -1,4 +1,4 @@
-"""What every training run shares: settings from a TOML file, the optimiser's course, EMA, exact resume, and a log.
+"""What every training run shares: the optimiser's course, EMA, exact resume, and a log.
 
 Randomness is derived from (seed, step), so a run that was killed and resumed takes the same steps as one that was not.
 """
@@ -9,82 +9,22 @@ import json
 import math
 import signal
 import time
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, safe_open, save_file
+from safetensors.torch import load_file, safe_open
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..config import fits
 from ..errors import MicroCinemaError
+from .config import TrainingConfig
+from .files import cannot_write, make_folder, save_tensors
 
 STATE = "state.safetensors"
-_KINDS = {bool: "true or false", int: "a whole number above 0", float: "a number", str: "a text in quotes"}
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    task: str  # "autoencoder" or "diffusion"
-    model: str  # the configuration that is trained, a name in config.CONFIGS
-    steps: int
-    batch_size: int
-    learning_rate: float
-    warmup: int = 100
-    cosine_from: float = 0.5  # share of the run after which the learning rate falls to zero
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    ema: float = 0.998
-    seed: int = 0
-    shards: int = 4  # of drawn scenes, 250 clips each
-    autoencoder: str = ""  # diffusion: the run folder or model file that holds the autoencoder
-    text_steps: int = 600  # diffusion: of the text tower, before all others
-    flow_steps: int = 0  # diffusion with a forward warp: at first it alone learns the drawn scenes' motion
-    flow_shards: int = 4  # of scenes for that, behind the others
-    flow_bfloat16: bool = False  # its convolutions and products in bfloat16, on a processor that has it in hardware
-    text_drop: float = 0.1
-    # diffusion: t = 1000·u^power; below 1 the noisy end is seen more often. It goes from the first to the second
-    # evenly: what moves is decided by the noisy end, and is to be learned first.
-    time_power: tuple[float, float] = (1.0, 1.0)
-    kl_weight: float = 1e-4
-    crop: int = 64  # autoencoder: side of the training crops
-    log_every: int = 20
-    sheet_every: int = 500
-    save_every: int = 250
-    threads: int = 1  # of each process
-    processes: int = 1  # that share a batch; two of one thread each beat one of two
-    workers: int = 2  # that draw scenes and encode them
-
-    @classmethod
-    def read(cls, path: Path, overrides: dict[str, str] | None = None) -> TrainingConfig:
-        """Read a TOML file; `overrides` are values in TOML syntax. Raises MicroCinemaError on what it cannot read."""
-        try:
-            values = tomllib.loads(Path(path).read_text())
-            for key, value in (overrides or {}).items():
-                values |= tomllib.loads(f"{key} = {value}")
-        except OSError as error:
-            raise MicroCinemaError(f"cannot read {path}: {error.strerror}; give a file from configs/") from error
-        except ValueError as error:  # no TOML, or no text at all
-            raise MicroCinemaError(f"{path} or a --set value is not valid TOML ({error})") from error
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise MicroCinemaError(f"unknown setting {unknown[0]}; known are {', '.join(sorted(known))}")
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        for key, value in values.items():
-            kind = get_type_hints(cls)[key]
-            if not fits(value, kind) or (kind is int and value < 1 and key not in ("seed", "flow_steps")):
-                raise MicroCinemaError(f"{key} cannot be {value!r}: give {_KINDS.get(kind, 'a list of numbers')}")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise MicroCinemaError(f"{path} is incomplete: {error}") from error
 
 
 @contextmanager
@@ -98,10 +38,14 @@ def first_process_first() -> Iterator[None]:
 
 
 class Trainer:
-    """Runs `loss(step, generator)` to the end of the configuration, saving and resuming in `folder`."""
+    """Runs `loss(step, generator)` to the end of the configuration, saving and resuming in `folder`.
 
-    def __init__(self, model: nn.Module, config: TrainingConfig, folder: Path):
+    `data` tells what is learned from: with another than it began with, a run does not go on.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainingConfig, folder: Path, data: str = ""):
         self.model, self.config, self.folder = model, config, folder
+        self.shape = config.shape() | {"data": data}
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         self.optimizer = torch.optim.AdamW(
@@ -112,7 +56,7 @@ class Trainer:
             fused=True,
         )
         self.step = 0
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if self.state_path.exists():
             self._resume()
 
@@ -210,8 +154,11 @@ class Trainer:
         print(" ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
 
     def _write(self, row):
-        with self.log_path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with self.log_path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise cannot_write(self.log_path, error) from error
 
     # --- exact resume ---
 
@@ -224,23 +171,17 @@ class Trainer:
                 yield f"optimizer.{key}.{name}", tensor
 
     def save(self) -> None:
-        part = self.state_path.with_suffix(".part")
         tensors = {name: tensor.contiguous() for name, tensor in self._tensors()}
-        save_file(tensors, part, {"step": str(self.step)})
-        part.replace(self.state_path)
+        save_tensors(self.state_path, tensors, {"step": str(self.step), "settings": json.dumps(self.shape)})
 
     def _resume(self) -> None:
+        self.step = check_state(self.folder, self.config.steps, self.shape)
         try:
-            with safe_open(self.state_path, "pt") as file:
-                self.step = int(file.metadata()["step"])
             tensors = load_file(self.state_path)
             for prefix, module in (("model.", self.model), ("ema.", self.ema)):
                 module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         except Exception as error:
-            problem = str(error).splitlines()[-1].strip()
-            raise MicroCinemaError(
-                f"{self.state_path} does not fit this run ({problem}); delete the folder or choose another with --out"
-            ) from error
+            raise _does_not_fit(self.state_path, error) from error
         for name, parameter in self.model.named_parameters():
             keys = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
             if keys["step"] in tensors:
@@ -252,6 +193,41 @@ class Trainer:
             rows = self.log_path.read_text().splitlines(keepends=True)
             self.log_path.write_text("".join(row for row in rows if _step_of(row) <= self.step))
         print(f"resumed at step {self.step}", flush=True)
+
+
+def check_state(folder: Path, steps: int, shape: dict[str, Any]) -> int:
+    """The step of the run in a folder, 0 where there is none. Raises MicroCinemaError where a run of `steps` that these
+    settings shape cannot go on from it; the states of release 0.1 do not tell theirs."""
+    path = folder / STATE
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        step, before = int(metadata["step"]), json.loads(metadata.get("settings", "{}"))
+        changed = {name: before[name] for name in before.keys() & shape.keys() if before[name] != _plain(shape[name])}
+    except Exception as error:  # whatever a damaged file holds
+        raise _does_not_fit(path, error) from error
+    if changed:
+        was = ", ".join(f"{name} {json.dumps(changed[name])}" for name in sorted(changed))
+        now = ", ".join(json.dumps(shape[name]) for name in sorted(changed))
+        raise MicroCinemaError(
+            f"{path} is of a run with {was}, not {now}: go on with the same, or choose another folder with --out"
+        )
+    if step > steps:
+        raise MicroCinemaError(
+            f"{path} is at step {step} already: give steps of at least {step}, or choose another folder with --out"
+        )
+    return step
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))  # lists for tuples
+
+
+def _does_not_fit(path: Path, error: Exception) -> MicroCinemaError:
+    problem = str(error).splitlines()[-1].strip() if str(error) else type(error).__name__
+    return MicroCinemaError(f"{path} does not fit this run ({problem}); delete the folder or choose another with --out")
 
 
 def _step_of(row: str) -> float:

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .captions import CAMERA_VERBS, COLOURS, DIGITS, DIRECTIONS, SHAPES, SPEEDS, camera_caption, reverse, thing_caption
 
+DRAWING = 1  # raise it with whatever changes what is drawn: shards of scenes are known by it
 REFERENCE_SIZE = 96  # the picture size that the speeds below are given for
 SPEED_PIXELS = {"slowly": 1.5, "": 3.0, "quickly": 5.0}  # things, pan and tilt: pixels a frame
 SPEED_ZOOM = {"slowly": 1.02, "": 1.04, "quickly": 1.07}  # zoom: magnification a frame

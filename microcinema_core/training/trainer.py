@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import torch
@@ -12,9 +15,12 @@ import torch.multiprocessing as mp
 from ..checkpoint import LoadedModel, load_autoencoder, save_model
 from ..config import CONFIGS
 from ..errors import MicroCinemaError
+from ..validated import shown
 from .autoencoder import train_autoencoder
+from .config import TrainingConfig
 from .diffusion import train_diffusion
-from .loop import TrainingConfig
+from .files import locked, make_folder
+from .loop import check_state
 
 RUNS = Path("runs")
 
@@ -23,25 +29,31 @@ def main(config_path: Path, out: Path | None = None, overrides: dict[str, str] |
     """Run the training that the TOML file describes; returns the model file written at the end."""
     config = TrainingConfig.read(config_path, overrides)
     if config.model not in CONFIGS:
-        raise MicroCinemaError(f"unknown model '{config.model}': known are {', '.join(CONFIGS)}")
-    if config.task not in ("autoencoder", "diffusion"):
-        raise MicroCinemaError(f"unknown task '{config.task}': use 'autoencoder' or 'diffusion'")
+        raise MicroCinemaError(f"unknown model '{shown(config.model)}': known are {', '.join(CONFIGS)}")
+    config.check(CONFIGS[config.model])
     folder = out or RUNS / Path(config_path).stem
     if config.task == "diffusion":
         _autoencoder_file(config, folder)
+    make_folder(folder)
+    check_state(folder, config.steps, config.shape())
     if config.processes > 1:
+        with locked(folder):
+            pass  # or it is refused here, at once
         _share(config, folder)
     else:
-        _run(config, folder)
+        with locked(folder):
+            _run(config, folder)
     return _result(config, folder)
 
 
 def _share(config: TrainingConfig, folder: Path) -> None:
     """Run as several processes, which all stop, their state saved, when this one is asked to."""
-    folder.mkdir(parents=True, exist_ok=True)
-    meeting = (folder / "processes").absolute()
-    meeting.unlink(missing_ok=True)
-    group = mp.start_processes(_process, (config, folder, meeting), config.processes, join=False, start_method="spawn")
+    meeting = (folder / f"processes.{os.getpid()}.part").absolute()
+    meeting.unlink(missing_ok=True)  # of a dead process that had our number
+    problems = mp.get_context("spawn").SimpleQueue()
+    group = mp.start_processes(
+        _process, (config, folder, meeting, problems), config.processes, join=False, start_method="spawn"
+    )
     asked = []
 
     def forward(*_):
@@ -54,22 +66,32 @@ def _share(config: TrainingConfig, folder: Path) -> None:
     try:
         while not group.join():
             pass
-    except mp.ProcessExitedException:
+    except (mp.ProcessExitedException, mp.ProcessRaisedException):  # the latter of those that lose their partner
+        if not problems.empty():
+            raise MicroCinemaError(problems.get()) from None
         if not asked:
             raise
     finally:
+        meeting.unlink(missing_ok=True)
         for number, handler in previous.items():
             signal.signal(number, handler)
     if asked:
         raise KeyboardInterrupt
 
 
-def _process(rank: int, config: TrainingConfig, folder: Path, meeting: Path) -> None:
+def _process(rank: int, config: TrainingConfig, folder: Path, meeting: Path, problems: SimpleQueue) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=config.processes)
     try:
-        _run(config, folder)
+        if rank:
+            _run(config, folder)
+        else:  # it dies with the one that started it; so does its lock
+            with locked(folder, keep=meeting.name):
+                _run(config, folder)
     except KeyboardInterrupt:
         pass  # saved; the first process has said so
+    except MicroCinemaError as error:
+        problems.put(str(error))
+        sys.exit(1)
     finally:
         dist.destroy_process_group()
 
