@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import folder_paths
@@ -23,5 +24,6 @@ def provide_example() -> None:
             shutil.copyfile(PICTURE, part)
             os.replace(part, target)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         logging.warning("MicroCinema: the templates' example picture could not be put into the input folder: %s", error)
