@@ -2,7 +2,8 @@
 
 Keys: `model.diffusion_model.` (network), `first_stage_model.` (autoencoder), `cond_stage_model.` (text encoder); the
 last two only in an all-in-one file. The autoencoder within a forward warp is the file's own, stored once. The header is
-checked before any tensor is read.
+checked before any tensor is read. ComfyUI's ModelSave and CheckpointSave write a header of their own: in their files
+the configuration is a tensor, `microcinema.config`, its JSON as uint8.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from .model.text import TextEncoder
 
 FORMAT, FORMAT_VERSION = "microcinema", "1"
 NETWORK, AUTOENCODER, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+CONFIG = "microcinema.config"
+HOSTS_OWN = ("v_pred", "ztsnr")  # marks that ComfyUI's saving nodes add
 WARP = NETWORK + "forward_warp."
 WARPS_AUTOENCODER = WARP + "autoencoder."  # the same as the file's, and left out where there is one
 _HERE = Path(__file__).resolve().parent
@@ -62,7 +65,9 @@ def read_config(path: str | Path) -> ModelConfig:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+            if metadata.get("format") != FORMAT and CONFIG in file.keys():  # noqa: SIM118 (a safe_open is no dict)
+                metadata = json.loads(bytes(file.get_tensor(CONFIG).tolist()))
+    except (SafetensorError, OSError, ValueError) as error:
         raise MicroCinemaError(f"'{path}' is truncated or no safetensors file ({error}): fetch it again") from error
     if metadata.get("format") != FORMAT:
         raise MicroCinemaError(f"'{path}' is a foreign checkpoint without MicroCinema's header: choose a file of ours")
@@ -96,7 +101,7 @@ def load_model(
             parts[AUTOENCODER] = Autoencoder(config.autoencoder)
         if config.text and any(key.startswith(TEXT) for key in keys):
             parts[TEXT] = TextEncoder(config.text, tokenizer)
-        tensors = complete({key: file.get_tensor(key).to(dtype) for key in keys})
+        tensors = complete({key: file.get_tensor(key).to(dtype) for key in keys if key not in (CONFIG, *HOSTS_OWN)})
     for prefix, module in parts.items():
         if module is not None:
             state = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
@@ -149,6 +154,11 @@ def save_model(path: Path, model: LoadedModel, dtype: torch.dtype = torch.float1
             save_file(tensors, part, header(model.config))
         except SafetensorError as error:  # its name for a full disk or a missing folder
             raise OSError(error) from error
+
+
+def config_tensor(config: ModelConfig) -> dict[str, torch.Tensor]:
+    """The header once more, as a tensor for files whose header somebody else writes."""
+    return {CONFIG: torch.tensor(list(json.dumps(header(config)).encode()), dtype=torch.uint8)}
 
 
 def header(config: ModelConfig) -> dict[str, str]:

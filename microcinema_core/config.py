@@ -96,6 +96,12 @@ class ModelConfig:
         if self.network.amplitude_std is not None and not (self.network.forward_warp and self.network.context_dim):
             raise ValueError("amplitude_std needs forward_warp and a text")
 
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The types it may compute in, by torch's names, the preferred one first. A forward warp overflows half
+        precision (docs/performance.md), and such a model is small."""
+        return ("float32",) if self.network.forward_warp else ("float16", "bfloat16", "float32")
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 
 import folder_paths
 import torch
@@ -13,7 +14,7 @@ from ..microcinema_core.errors import MicroCinemaError
 from .native import load_clip, load_model, load_vae
 from .schema import schema
 
-FOLDERS = ("microcinema", "diffusion_models")
+FOLDERS = ("microcinema", "diffusion_models", "checkpoints")  # the last two: also where the host saves models to
 BUNDLED = " (bundled)"
 DTYPES = {
     "default": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
@@ -31,12 +32,19 @@ def model_files() -> dict[str, str]:
             path = folder_paths.get_full_path(folder, name)
             if path is None or not name.endswith(".safetensors") or name in files:
                 continue
-            try:
-                read_config(path)
-            except MicroCinemaError:
-                continue
-            files[name] = path
+            if _is_ours(path, os.stat(path).st_mtime_ns):
+                files[name] = path
     return files
+
+
+@lru_cache(maxsize=10_000)
+def _is_ours(path: str, changed: int) -> bool:
+    """Whether the header of the file, last changed at that time, says that it is MicroCinema's."""
+    try:
+        read_config(path)
+    except MicroCinemaError:
+        return False
+    return True
 
 
 class Loader(io.ComfyNode):
@@ -46,20 +54,20 @@ class Loader(io.ComfyNode):
             node_id="MicroCinemaLoader",
             display_name="MicroCinema Loader",
             description="Loads a MicroCinema model. The bundled demo models are small and need no download.",
-            search_aliases=["load microcinema", "image to video loader", "i2v"],
+            search_aliases=["load microcinema", "image to video loader", "animate picture", "i2v"],
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=list(model_files()),
-                    tooltip="The bundled models, then files in models/microcinema and models/diffusion_models whose "
-                    "header says they are MicroCinema's.",
+                    tooltip="The bundled models, then files in models/microcinema, models/diffusion_models and "
+                    "models/checkpoints whose header says they are MicroCinema's.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
                     options=list(DTYPES),
                     default="default",
-                    tooltip="How the network's weights are kept in memory. Default lets ComfyUI choose; fp8 halves the "
-                    "memory of fp16 at some loss.",
+                    tooltip="How the network's weights are kept in memory. Default lets ComfyUI choose among the types "
+                    "that the model supports (the bundled ones: fp32); fp8 halves the memory of fp16 at some loss.",
                 ),
             ],
             outputs=[

@@ -7,21 +7,20 @@ import torch
 from comfy_api.latest import io
 
 from ..microcinema_core.errors import MicroCinemaError
-from ..microcinema_core.images import fit
-from .native import APPEARANCE, Appearance, with_prior
+from ..microcinema_core.images import fit, size_from
+from .display import show_text
+from .prior_patch import APPEARANCE, Appearance
 from .schema import check_images, require, schema
 
 
-class PriorNoise:
-    """NOISE for SamplerCustomAdvanced: of a seed, with the prior as its mean."""
+class Noise:
+    """NOISE for SamplerCustomAdvanced, of a seed. Plain: the MODEL gives every run its prior."""
 
-    def __init__(self, model, appearance: Appearance, seed: int):
-        self.model, self.appearance, self.seed = model, appearance, seed
+    def __init__(self, seed: int):
+        self.seed = seed
 
     def generate_noise(self, latent):
-        samples, a = latent["samples"], self.appearance
-        noise = torch.randn(samples.shape, generator=torch.Generator().manual_seed(self.seed))
-        return with_prior(noise, self.model.model.process_latent_in(a.latents), a.lambda_ + a.gamma)
+        return torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(self.seed))
 
 
 class PriorLatent(io.ComfyNode):
@@ -32,7 +31,7 @@ class PriorLatent(io.ComfyNode):
             display_name="Appearance Noise Prior Latent",
             description="Makes a picture the condition of a clip, and the mean of the noise that the sampler starts "
             "from. The prior enters the run exactly once, with any sampler.",
-            search_aliases=["image to video", "i2v latent", "noise prior", "ANP"],
+            search_aliases=["image to video", "i2v latent", "noise prior", "ANP", "animate picture", "microcinema"],
             inputs=[
                 io.Model.Input("model", tooltip="A MicroCinema model that animates pictures."),
                 io.Conditioning.Input("positive", tooltip="What moves, and how."),
@@ -40,14 +39,18 @@ class PriorLatent(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
                 io.Image.Input("image", tooltip="The picture that the middle frame shows. Of a batch, the first."),
                 io.Int.Input(
-                    "width", default=96, min=16, max=4096, step=8,
-                    tooltip="Of the clip, in pixels; the picture is resized and cut to it. 96 for the bundled model.",
+                    "width", default=0, min=0, max=4096, step=8,
+                    tooltip="Of the clip, in pixels; the picture is resized and cut to it. "
+                    "0: from the picture; both 0: its shape, long side 384.",
                 ),
                 io.Int.Input(
-                    "height", default=96, min=16, max=4096, step=8, tooltip="Of the clip, in pixels.",
+                    "height", default=0, min=0, max=4096, step=8,
+                    tooltip="Of the clip, in pixels. 0: from the picture's shape and the width.",
                 ),
                 io.Int.Input(
-                    "frames", default=9, min=2, max=257, tooltip="Of the clip. The models are trained at 9.",
+                    "frames", default=9, min=2, max=257,
+                    tooltip="Of the clip; the picture is the middle one, of an even number the first after the middle. "
+                    "The models are trained at 9.",
                 ),
                 io.Float.Input(
                     "lambda_", display_name="lambda", default=0.03, min=0.0, max=1.0, step=0.005,
@@ -66,7 +69,9 @@ class PriorLatent(io.ComfyNode):
                 io.Conditioning.Output(display_name="positive"),
                 io.Conditioning.Output(display_name="negative"),
                 io.Latent.Output(display_name="latent", tooltip="An empty latent of that many frames."),
-                io.Noise.Output(display_name="noise", tooltip="For SamplerCustomAdvanced; it carries the prior."),
+                io.Noise.Output(
+                    display_name="noise", tooltip="For SamplerCustomAdvanced. Plain: the model adds the prior, once.",
+                ),
             ],
         )  # fmt: skip
 
@@ -74,25 +79,36 @@ class PriorLatent(io.ComfyNode):
     def execute(cls, model, positive, negative, vae, image, width, height, frames, lambda_, gamma, noise_seed):
         config = require(model, "centre")
         factor = config.autoencoder.factor
-        if width % factor or height % factor:
-            raise MicroCinemaError(f"The size {width}×{height} does not fit the model: take multiples of {factor}.")
-        picture = check_images(image)[:1]
-        if min(picture.shape[1:3]) < factor:
+        picture = check_images(image)[0].movedim(-1, 0)
+        if min(picture.shape[1:]) < factor:
             size = f"{picture.shape[2]}×{picture.shape[1]}"
             raise MicroCinemaError(
                 f"The picture of {size} pixels is smaller than one latent cell of {factor}: enlarge it."
             )
-        picture = fit(picture[0].movedim(-1, 0), width, height)
-        latents = vae.encode(picture.movedim(0, -1)[None])
+        width, height = _size(picture, width, height, factor)
+        show_text(f"{frames} frames of {width}×{height}")
+        latents = vae.encode(fit(picture, width, height).movedim(0, -1)[None])
         if latents.ndim != 4 or latents.shape[1] != config.autoencoder.latent_channels:
             raise MicroCinemaError(
                 f"The VAE gives latents of shape {tuple(latents.shape)}, the model takes "
                 f"{config.autoencoder.latent_channels} channels: wire the VAE that belongs to it."
             )
-        appearance = Appearance(latents, lambda_, gamma)
+        appearance = Appearance(latents[None], lambda_, gamma)
         positive, negative = (
             node_helpers.conditioning_set_values(conditioning, {APPEARANCE: appearance})
             for conditioning in (positive, negative)
         )
         empty = torch.zeros(frames, *latents.shape[1:])
-        return io.NodeOutput(positive, negative, {"samples": empty}, PriorNoise(model, appearance, noise_seed))
+        return io.NodeOutput(positive, negative, {"samples": empty}, Noise(noise_seed))
+
+
+def _size(picture: torch.Tensor, width: int, height: int, factor: int) -> tuple[int, int]:
+    """The clip's width and height; 0 comes from the picture (3, H, W)."""
+    if not width and not height:
+        return size_from(picture, factor)
+    rows, columns = picture.shape[1:]
+    width = width or max(1, round(height * columns / rows / factor)) * factor
+    height = height or max(1, round(width * rows / columns / factor)) * factor
+    if width % factor or height % factor:
+        raise MicroCinemaError(f"The size {width}×{height} does not fit the model: take multiples of {factor}.")
+    return width, height

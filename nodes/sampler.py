@@ -12,9 +12,11 @@ from comfy_api.latest import io
 from tqdm import tqdm
 
 from ..microcinema_core.errors import MicroCinemaError
+from ..microcinema_core.prior import prior_mean
 from ..microcinema_core.samplers import sample_euler_edm
 from ..microcinema_core.schedule import NoiseSchedule
-from .native import APPEARANCE
+from .display import show_text
+from .prior_patch import APPEARANCE
 from .schema import require, schema
 
 
@@ -50,7 +52,7 @@ class EulerSampler(io.ComfyNode):
             display_name="ANP Euler Sampler",
             description="The paper's sampler, EulerEDM with its own sigma spacing. Fresh noise of churn carries its "
             "share of the prior.",
-            search_aliases=["microcinema sampler", "euler edm", "video sampler"],
+            search_aliases=["microcinema sampler", "animate picture", "image to video", "euler edm", "video sampler"],
             inputs=[
                 io.Model.Input("model", tooltip="A MicroCinema model that animates pictures."),
                 io.Conditioning.Input("positive", tooltip="From Appearance Noise Prior Latent."),
@@ -60,9 +62,13 @@ class EulerSampler(io.ComfyNode):
                     "seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
                     tooltip="Of the noise: the same seed gives the same clip.",
                 ),
-                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="The paper's: 50, or 5 to be fast."),
+                io.Int.Input(
+                    "steps", default=0, min=0, max=1000,
+                    tooltip="0: the model's own, 1 for the bundled one, 50 for the paper's (5 to be fast).",
+                ),
                 io.Float.Input(
-                    "cfg", default=7.5, min=0.0, max=100.0, step=0.1, tooltip="Text guidance; the paper's is 7.5.",
+                    "cfg", default=0.0, min=0.0, max=100.0, step=0.1,
+                    tooltip="Text guidance; 1 is none. 0: the model's own, 1 for the bundled one, 7.5 for the paper's.",
                 ),
                 io.Float.Input(
                     "s_churn", default=0.0, min=0.0, max=1000.0, step=0.1,
@@ -87,7 +93,9 @@ class EulerSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, negative, latent, seed, steps, cfg, s_churn, s_tmin, s_tmax, denoise):
-        require(model, "centre")
+        config = require(model, "centre")
+        steps, cfg = steps or config.steps, cfg or config.cfg
+        show_text(f"{steps} step{'s' * (steps > 1)}, cfg {cfg:g}")
         samples = latent["samples"]
         channels = model.get_model_object("latent_format").latent_channels
         if samples.ndim != 4 or samples.shape[1] != channels:
@@ -100,13 +108,11 @@ class EulerSampler(io.ComfyNode):
             raise MicroCinemaError(
                 "The conditioning carries no picture: pass it through Appearance Noise Prior Latent first."
             )
-        mean = carried[0].lambda_ * model.model.process_latent_in(carried[0].latents)
         device = comfy.model_management.get_torch_device()
+        latents = model.model.process_latent_in(carried[0].latents).to(device, torch.float32)
+        mean = prior_mean(latents, samples.shape[0], carried[0].lambda_ + carried[0].gamma)[0]
         generator = torch.Generator().manual_seed(seed)
-        options = {
-            "s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "mean": mean.to(device, torch.float32),
-            "generator": generator,
-        }  # fmt: skip
+        options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "mean": mean, "generator": generator}
         sigmas = paper_sigmas(steps, denoise)
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)

@@ -51,7 +51,7 @@ def api_form(name: str) -> dict:
 
 
 def graph(**changed) -> dict:
-    """The first template by name of node, with 3 steps and guidance so that all of it takes part."""
+    """The first template by name of node, small, with 3 steps and guidance so that all of it takes part."""
     made = api_form("animate-a-picture")
     kinds = {
         "LoadImage": "picture", "MicroCinemaPriorLatent": "prior", "MicroCinemaEulerSampler": "sampler",
@@ -66,7 +66,7 @@ def graph(**changed) -> dict:
                 node["inputs"][name] = [names[value[0]], value[1]]
     made = {names[key]: node for key, node in made.items()}
     made["sampler"]["inputs"] |= {"steps": 3, "cfg": 2.0, "seed": 5}
-    made["prior"]["inputs"]["noise_seed"] = 5
+    made["prior"]["inputs"] |= {"noise_seed": 5, "width": 96, "height": 96}
     for key, value in changed.items():
         node, _, name = key.partition("__")
         made[node]["inputs"][name] = value

@@ -102,20 +102,80 @@ def test_the_nodes_give_what_the_core_gives(server):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)  # other versions of torch, which guidance enlarges
 
 
-@pytest.mark.parametrize("noise", ["prior", "random"])
-def test_the_hosts_euler_gives_what_our_sampler_gives_and_the_prior_enters_once(server, noise):
-    made = graph()
-    made |= {
-        "guider": {"class_type": "CFGGuider", "inputs": {
-            "model": ["loader", 0], "positive": ["prior", 0], "negative": ["prior", 1], "cfg": 2.0}},
-        "euler": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
-        "random": {"class_type": "RandomNoise", "inputs": {"noise_seed": 5}},
-        "custom": {"class_type": "SamplerCustomAdvanced", "inputs": {
-            "noise": ["prior", 3] if noise == "prior" else ["random", 0], "guider": ["guider", 0],
-            "sampler": ["euler", 0], "sigmas": ["sampler", 1], "latent_image": ["prior", 2]}},
+def node(kind: str, **inputs) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def wirings() -> dict[str, tuple[dict, list]]:
+    """Every way in which the host's nodes bring noise to a sampler: name → (the graph, what comes out)."""
+    sampler = {"sampler": ["euler", 0], "sigmas": ["sampler", 1]}
+    conds = {"model": ["loader", 0], "positive": ["prior", 0], "negative": ["prior", 1], "cfg": 2.0}
+    base = graph() | {
+        "guider": node("CFGGuider", **conds), "euler": node("KSamplerSelect", sampler_name="euler"),
+        "random": node("RandomNoise", noise_seed=5), "none": node("DisableNoise"),
+        "split": node("SplitSigmas", sigmas=["sampler", 1], step=1),
     }  # fmt: skip
-    found, expected = latents(server, dict(made), ["custom", 0]), latents(server, graph(), ["sampler", 0])
+
+    def advanced(noise, latent, sigmas=("sampler", 1)):
+        return node("SamplerCustomAdvanced", noise=[*noise], guider=["guider", 0], sampler=["euler", 0],
+                    sigmas=[*sigmas], latent_image=[*latent])  # fmt: skip
+
+    def custom(add_noise, latent):
+        return node("SamplerCustom", **conds, **sampler, add_noise=add_noise, noise_seed=5, latent_image=latent)
+
+    def noised(noise):
+        return node("AddNoise", model=["loader", 0], noise=noise, sigmas=["sampler", 1], latent_image=["prior", 2])
+
+    own, random, none, empty = ("prior", 3), ("random", 0), ("none", 0), ("prior", 2)
+    made = {
+        "RandomNoise": {"end": advanced(random, empty)},
+        "the NOISE of Appearance Noise Prior Latent": {"end": advanced(own, empty)},
+        "SamplerCustom": {"end": custom(True, [*empty])},
+        "AddNoise of RandomNoise": {"noised": noised([*random]), "end": advanced(none, ("noised", 0))},
+        "AddNoise of our NOISE": {"noised": noised([*own]), "end": advanced(none, ("noised", 0))},
+        "AddNoise, then SamplerCustom without": {"noised": noised([*random]), "end": custom(False, ["noised", 0])},
+        "two stages": {
+            "first": advanced(random, empty, ("split", 0)), "end": advanced(none, ("first", 0), ("split", 1))
+        },
+    }  # fmt: skip
+    return {name: (base | nodes, ["end", 0]) for name, nodes in made.items()}
+
+
+@pytest.mark.parametrize("name", wirings())
+def test_the_prior_enters_once_whatever_is_wired(server, name):
+    """The host's Euler then gives what our sampler gives."""
+    made, out = wirings()[name]
+    found, expected = latents(server, made, out), latents(server, graph(), ["sampler", 0])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_two_stages_of_the_stock_sampler_are_one_run(server):
+    common = {"model": ["loader", 0], "positive": ["prior", 0], "negative": ["prior", 1], "cfg": 2.0, "steps": 3,
+              "sampler_name": "euler", "scheduler": "sgm_uniform"}  # fmt: skip
+    stage = common | {"noise_seed": 5}
+    made = graph() | {
+        "whole": node("KSampler", **common, seed=5, denoise=1.0, latent_image=["prior", 2]),
+        "first": node("KSamplerAdvanced", **stage, add_noise="enable", start_at_step=0, end_at_step=1,
+                      return_with_leftover_noise="enable", latent_image=["prior", 2]),
+        "second": node("KSamplerAdvanced", **stage, add_noise="disable", start_at_step=1, end_at_step=3,
+                       return_with_leftover_noise="disable", latent_image=["first", 0]),
+    }  # fmt: skip
+    expected, found = latents(server, dict(made), ["whole", 0]), latents(server, dict(made), ["second", 0])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_models_own_steps_and_guidance_are_the_default(server):
+    """One step without guidance for the bundled model, whatever stands in the paper."""
+    unset = latents(server, graph(sampler__steps=0, sampler__cfg=0.0), ["sampler", 0])
+    own = latents(server, graph(sampler__steps=1, sampler__cfg=1.0), ["sampler", 0])
+    assert torch.equal(unset, own)
+    assert "1 step, cfg 1" in server.log
+
+
+@pytest.mark.parametrize(("width", "height", "size"), [(0, 0, (32, 48)), (96, 0, (8, 12)), (0, 128, (16, 24))])
+def test_the_size_comes_from_the_picture(server, width, height, size):
+    made = graph(prior__width=width, prior__height=height, prior__frames=2, sampler__steps=1, sampler__cfg=1.0)
+    assert latents(server, made, ["sampler", 0]).shape[2:] == size
 
 
 def test_the_stock_sampler_is_close(server):
@@ -176,6 +236,7 @@ def test_video_combine_writes_every_format_of_odd_size(server, kind):
     [
         ({"prior__width": 100}, ["100×96", "multiples of 8"]),
         ({"prior__frames": 1}, ["frames", "2"]),
+        ({"sampler__cfg": -1.0}, ["cfg", "0"]),
         ({"positive__text": "xylophones explode"}, ["'xylophones'", "it knows"]),
         ({"loader__model_name": "demo-interpolation (bundled)"}, ["reads no text", "leave CLIP unconnected"]),
         ({"between__model": ["loader", 0]}, ["'demo-base' animates pictures", "interpolates"]),

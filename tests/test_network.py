@@ -233,6 +233,44 @@ def test_sheet_is_a_view_of_the_frames(memory_format):
     assert torch.equal(from_sheet(sheet, (2, 5)), x)
 
 
+# Places in the clip
+
+
+def test_a_window_of_a_clip_has_the_places_that_its_frames_have_in_the_whole():
+    net = randomised(MicroCinemaUNet(TINY))
+    x, timesteps, context, latents = inputs(1)
+    condition, tokens = net.encode_condition(latents), []
+    block = net.temporal_transformers[0].block
+    net.temporal_transformers[0].proj_in.register_forward_hook(
+        lambda module, args, output: output.mul_(0)
+    )  # places only
+    block.register_forward_pre_hook(lambda module, args: tokens.append(args[0]))
+
+    def run(frames, **options):
+        net(x[frames], timesteps[:1], context, condition=condition, num_video_frames=len(x[frames]), **options)
+        return tokens[-1][0]
+
+    whole = run(slice(None))
+    window = run(slice(3, 5), offsets=torch.tensor([1.0, 2.0]))
+    assert torch.equal(window, whole[3:5])
+    assert not torch.equal(run(slice(3, 5)), whole[3:5])
+
+
+@pytest.mark.parametrize("frames", [2, 4, 5, 8])
+def test_one_frame_of_every_clip_is_the_picture(frames):
+    """With a preconditioned network the picture's own frame has no residual: its v at t = 0 is that of the picture."""
+    net = randomised(MicroCinemaUNet(VARIANTS["warp"]))
+    latents, text = torch.randn(1, 1, 4, 8, 8), torch.randn(1, 3, 12)
+    x = torch.zeros(frames, 4, 8, 8)
+    with torch.no_grad():
+        out = predict(net, x, torch.tensor([999.0]), text, latents, frames)
+    sigma = NoiseSchedule().noise_level(torch.tensor([999.0]))
+    # v = √ᾱ·noise − √(1−ᾱ)·z_0 with z_t = 0: noise = −√ᾱ/√(1−ᾱ)·z_0
+    expected = -((1 - sigma**2) / sigma + sigma) * latents[0, 0]
+    close = [torch.allclose(frame, expected, atol=1e-4) for frame in out]
+    assert close == [index == frames // 2 for index in range(frames)]
+
+
 # The condition
 
 
@@ -540,7 +578,8 @@ def test_motion_is_as_large_as_the_noisy_clip_shows():
     with torch.no_grad():
         net.forward_warp.velocities.weight[2 * (REGIONS + 2)] = 0.2  # 3 pixels to the right, for the text below
         latents, text, since = torch.randn(1, 1, 4, 8, 8), torch.full((1, 1, 12), 0.2), torch.linspace(-1, 1, 5)[None]
-        seen = net.encode_condition(latents).seen
+        condition = net.encode_condition(latents)
+        seen = condition.seen
         still = net.forward_warp(seen, text, 0 * since)[0]  # z^c, as this untrained autoencoder has it
         used = []
         net.forward_warp.register_forward_pre_hook(lambda _, args: used.append(args[2].max().item()))
@@ -549,10 +588,13 @@ def test_motion_is_as_large_as_the_noisy_clip_shows():
             alpha, sigma = NoiseSchedule().vp(torch.tensor(timestep))
             clip = net.forward_warp(seen, text, since * shown)[0] if shown else 0
             noise = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(1)) + (LAMBDA + gamma) * still
-            net._moved(alpha * clip + sigma * noise, torch.tensor([timestep]), still, seen, told, since)
+            net._moved(alpha * clip + sigma * noise, torch.tensor([timestep]), still, condition, told, since)
             return used[-1]
 
         assert amplitude(1.1, 0, 0) - amplitude(1.0, 0, 0) == pytest.approx(0.1, abs=0.02)
         motions = [amplitude(0, gamma, 999) for gamma in (-0.3, 0, 0.3)]
+        condition.lambda_ = LAMBDA + 0.3  # of a run whose noise has the same mean by λ alone: no less motion is meant
+        assert amplitude(0, 0.3, 999) == pytest.approx(motions[1], abs=1e-5)
+        condition.lambda_ = LAMBDA
         assert motions[0] > motions[1] > motions[2]
         assert amplitude(1.1, 0, 0, told=0 * text) == 1

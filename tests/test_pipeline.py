@@ -100,7 +100,7 @@ def test_prior_enters_the_start_exactly_once(base, monkeypatch):
     latent = base.encode(pictures(1, 3, 32, 32))[:, None]
     expected = (noise + 0.5 * latent) * (1 + given["sigmas"][0] ** 2).sqrt()
     assert torch.allclose(given["x"], expected, rtol=1e-5, atol=1e-5)
-    assert torch.allclose(given["mean"], 0.3 * latent.expand_as(noise))  # churn knows λ, not γ
+    assert torch.allclose(given["mean"], 0.5 * latent.expand_as(noise))  # churn keeps λ + γ
 
 
 def test_without_prior_the_start_is_plain_noise_to_the_bit(base, monkeypatch):

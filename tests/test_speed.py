@@ -121,9 +121,13 @@ def test_frames_are_copied_into_another_order_once_at_most(layer, copies, clips)
     """Of all copies, one in a temporal transformer: frames must lie beside each other for its attention."""
     seen = Counter()
     x = torch.randn(clips * FRAMES, 16, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
-    given = torch.randn(clips, 7, 12) if isinstance(layer, SpatialTransformer) else FRAMES
+    given = {
+        SpatialTransformer: torch.randn(clips, 7, 12),
+        TemporalTransformer: torch.arange(FRAMES).float(),
+        TemporalConv: FRAMES,
+    }
     with torch.no_grad(), Watch(lambda func, *rest: seen.update([func.overloadpacket])):
-        out = layer(x, given)
+        out = layer(x, given[type(layer)])
     assert sum(seen[copy] for copy in (torch.ops.aten.clone, torch.ops.aten.copy_, torch.ops.aten._to_copy)) == copies
     assert out.is_contiguous(memory_format=torch.channels_last)
 

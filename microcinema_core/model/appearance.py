@@ -66,6 +66,6 @@ class AppearNet(SpatialUNet):
         features.append(layer(h, emb))
         return features[-1]
 
-    def run_transformer(self, layer, h, context, features):
+    def run_transformer(self, layer, h, context, features, patches):
         features[-1] = layer(h)
         return features[-1]

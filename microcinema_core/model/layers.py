@@ -117,10 +117,11 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList([block])
         self.proj_out = zero(operations.Linear(channels, channels, **kw))
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, run=TransformerBlock.__call__) -> Tensor:
+        """x (rows, C, h, w), context (n, L, D) with n dividing rows; `run(block, tokens, context)` runs a block."""
         tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
         for block in self.transformer_blocks:
-            tokens = block(tokens, context)
+            tokens = run(block, tokens, context)
         return x + self.proj_out(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
 
 

@@ -14,6 +14,20 @@ from .layers import Downsample, ResBlock, SpatialTransformer, Upsample, sinusoid
 Control = dict[str, list[Tensor | None]]
 
 
+class Patches:
+    """What a host may change on the way through the network; this one changes nothing."""
+
+    def enter(self, place: str, index: int) -> None:
+        """A block begins: the index-th of "input", "middle" or "output"."""
+
+    def skip(self, h: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+        """What comes from below and what comes from the side, before an output block joins them."""
+        return h, skip
+
+    def transform(self, layer: SpatialTransformer, h: Tensor, context: Tensor | None) -> Tensor:
+        return layer(h, context)
+
+
 class SpatialUNet(nn.Module):
     """The picture network. `res_channels` and `transformer_channels` list its ResBlocks and transformers in the order
     they run; each such layer knows its `index` there, so that a subclass can put something beside it.
@@ -97,31 +111,38 @@ class SpatialUNet(nn.Module):
         context: Tensor | None = None,
         state: Any = None,
         control: Control | None = None,
+        patches: Patches | None = None,
     ) -> Tensor:
         """From the first convolution's output to the input of `out`. `state` is handed to the two methods below."""
+        patches = patches or Patches()
         skips = [h := _controlled(h, control, "input")]
-        for block in self.input_blocks[1:]:
-            h = _controlled(self._block(block, h, emb, context, state), control, "input")
+        for index, block in enumerate(self.input_blocks[1:], 1):
+            patches.enter("input", index)
+            h = _controlled(self._block(block, h, emb, context, state, patches), control, "input")
             skips.append(h)
-        h = _controlled(self._block(self.middle_block, h, emb, context, state), control, "middle")
-        for block in self.output_blocks:
-            h = torch.cat([h, _controlled(skips.pop(), control, "output")], dim=1)
+        patches.enter("middle", 0)
+        h = _controlled(self._block(self.middle_block, h, emb, context, state, patches), control, "middle")
+        for index, block in enumerate(self.output_blocks):
+            patches.enter("output", index)
+            h = torch.cat(patches.skip(h, _controlled(skips.pop(), control, "output")), dim=1)
             size = skips[-1].shape[2:] if skips else None
-            h = self._block(block, h, emb, context, state, size)
+            h = self._block(block, h, emb, context, state, patches, size)
         return h
 
     def run_res(self, layer: ResBlock, h: Tensor, emb: Tensor, state: Any) -> Tensor:
         return layer(h, emb)
 
-    def run_transformer(self, layer: SpatialTransformer, h: Tensor, context: Tensor | None, state: Any) -> Tensor:
-        return layer(h, context)
+    def run_transformer(
+        self, layer: SpatialTransformer, h: Tensor, context: Tensor | None, state: Any, patches: Patches
+    ) -> Tensor:
+        return patches.transform(layer, h, context)
 
-    def _block(self, block, h, emb, context, state, size=None):
+    def _block(self, block, h, emb, context, state, patches, size=None):
         for layer in block:
             if isinstance(layer, ResBlock):
                 h = self.run_res(layer, h, emb, state)
             elif isinstance(layer, SpatialTransformer):
-                h = self.run_transformer(layer, h, context, state)
+                h = self.run_transformer(layer, h, context, state, patches)
             elif isinstance(layer, Upsample):
                 h = layer(h, size)
             else:

@@ -7,7 +7,6 @@ axis a picture's height.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from .layers import TransformerBlock, sinusoids, zero

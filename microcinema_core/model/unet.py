@@ -19,7 +19,7 @@ from ..errors import MicroCinemaError
 from ..schedule import NoiseSchedule
 from .appearance import AppearNet, Condition, spread
 from .layers import zero
-from .spatial import Control, SpatialUNet, heads_of
+from .spatial import Control, Patches, SpatialUNet, heads_of
 from .temporal import TemporalConv, TemporalTransformer
 from .warp import ForwardWarp
 
@@ -128,10 +128,12 @@ class MicroCinemaUNet(SpatialUNet):
         num_video_frames: int,
         control: Control | None = None,
         offsets: Tensor | None = None,
+        patches: Patches | None = None,
     ) -> Tensor:
         """x (b·t, C, h, w), timesteps (b·t,) or (b,), context (b, L, D) once per clip, condition of b or fewer clips:
         a batch of two guidance halves [half 0's clips …, half 1's clips …] shares one. control: a ControlNet's
-        residuals, used up. offsets (t,): the frames' places from the middle of the clip; by default the clip is whole.
+        residuals, used up. offsets (t,): the frames' places from the clip's middle, frame n // 2 of n; by default the
+        clip is whole. patches: what a host changes on the way.
 
         Returns (b·t, C, h, w), the raw output in the model's parameterisation. Raises MicroCinemaError when a batch
         cannot be divided into clips, or clips among conditions.
@@ -151,7 +153,7 @@ class MicroCinemaUNet(SpatialUNet):
         h = self.input_blocks[0][0](x)
         h = (h.view(-1, *planes.shape) + planes).flatten(0, 2)
         if offsets is None:
-            offsets = torch.arange(frames, device=x.device) - frames // 2
+            offsets = torch.arange(frames, device=x.device, dtype=torch.float32) - frames // 2
         text, tau = pooled(context) if context is not None else None, self.tau(offsets).to(x)
         since = self.since(tau)
         if self.config.motion_embedding:
@@ -169,7 +171,7 @@ class MicroCinemaUNet(SpatialUNet):
             expected = torch.where(unknown, moved, still)
             h = h + self.expected_in(torch.cat([expected - still, known], dim=1))
         modulations = [(spread(scale, frames), spread(shift, frames)) for scale, shift in condition.modulations]
-        out = self.out(self.walk(h, emb, context, _Clips(offsets, modulations), control))
+        out = self.out(self.walk(h, emb, context, _Clips(offsets, modulations), control, patches))
         if self.config.residual_std is not None:
             out = self._around(out, x, timesteps, expected, unknown)
         return out
@@ -210,8 +212,8 @@ class MicroCinemaUNet(SpatialUNet):
     def run_res(self, layer, h, emb, clips):
         return self.temporal_convs[layer.index](layer(h, emb, clips.modulations[layer.index]), len(clips.offsets))
 
-    def run_transformer(self, layer, h, context, clips):
-        return self.temporal_transformers[layer.index](layer(h, context), clips.offsets)
+    def run_transformer(self, layer, h, context, clips, patches):
+        return self.temporal_transformers[layer.index](patches.transform(layer, h, context), clips.offsets)
 
     def tau(self, offsets: Tensor) -> Tensor:
         """Offsets from the centre, in frames, to τ: ±1 at the ends of a clip of the trained length."""

@@ -1,0 +1,16 @@
+"""Text on a node of the canvas, while it runs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from comfy_execution.utils import get_executing_context
+
+
+def show_text(text: str) -> None:
+    """Show a text on the node that runs, as the host's Get Image Size does, and log it."""
+    logging.info("MicroCinema: %s", text)
+    context, server = get_executing_context(), sys.modules.get("server")  # a script that uses the nodes has none
+    if context is not None and server is not None:
+        server.PromptServer.instance.send_progress_text(text, context.node_id)

@@ -1,0 +1,7 @@
+"""A model file as the host's own objects: MODEL, CLIP and VAE that its samplers, loaders and memory manager know."""
+
+from .model import load_model
+from .text import load_clip
+from .vae import load_vae
+
+__all__ = ["load_clip", "load_model", "load_vae"]

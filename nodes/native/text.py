@@ -1,0 +1,110 @@
+"""The bundled models' text tower as the host's CLIP, so that CLIP Text Encode works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.sd
+import comfy.sd1_clip
+import torch
+from torch import nn
+
+from ...microcinema_core.checkpoint import TEXT, read_config
+from ...microcinema_core.errors import MicroCinemaError
+from ...microcinema_core.model.text import TextEncoder, WordTokens
+from ..display import show_text
+from .files import Absent, check_keys, fork_rng, part_of
+
+
+class Text(nn.Module):
+    """The demo models' text tower as the host calls one."""
+
+    def __init__(self, config, device=None, dtype=None, model_options=None):
+        super().__init__()
+        self.text = TextEncoder(config).to(device, dtype)
+        self.dtypes = {dtype}
+
+    def set_clip_options(self, options):
+        if options.get("layer") is not None:
+            raise MicroCinemaError("This text encoder has no layers to skip: leave CLIP Set Last Layer out.")
+
+    def reset_clip_options(self):
+        pass
+
+    def encode_token_weights(self, tokens):
+        """Weights in brackets scale a token's distance from the empty sentence's, as the host does."""
+        pairs = tokens["words"]
+        ids = torch.tensor([[token for token, *_ in row] for row in pairs])
+        weights = torch.tensor([[weight for _, weight, *_ in row] for row in pairs])[..., None]
+        states = self.text(ids)
+        if (weights != 1).any():
+            empty = self.text(self.text.tokenizer([""]))
+            states = empty + (states - empty) * weights.to(states)
+        return states, None
+
+    def load_sd(self, state_dict):
+        return self.text.load_state_dict(state_dict, strict=False)
+
+
+class Words:
+    """Words to tokens with weights, as the host's tokenizers give them."""
+
+    def __init__(self, config):
+        self.words = WordTokens(config)
+
+    def tokenize_with_weights(self, text, return_word_ids=False, **kwargs):
+        parts = comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0)
+        parts = [(comfy.sd1_clip.unescape_important(part), weight) for part, weight in parts]
+        self._check(" ".join(part for part, _ in parts))
+        weights = [weight for part, weight in parts for word in self._ids(part)]
+        ids = self.words([" ".join(part for part, _ in parts)])[0].tolist()
+        weights = [1.0, *weights]
+        weights = (weights + [1.0] * len(ids))[: len(ids)]
+        row = zip(ids, weights, range(len(ids)), strict=True)
+        return {"words": [[entry if return_word_ids else entry[:2] for entry in row]]}
+
+    def _ids(self, text):
+        return [
+            i for i in self.words.tokenizer.encode(text, add_special_tokens=False).ids if i != self.words.unknown_id
+        ]
+
+    def _check(self, prompt):
+        unknown = self.words.unknown_words(prompt)
+        if not unknown:
+            return
+        names = ", ".join(f"'{word}'" for word in unknown)
+        message = f"The model does not know {names}: it knows {', '.join(self.words.vocabulary)}."
+        if not self._ids(prompt):
+            raise MicroCinemaError(message)
+        show_text(message)
+
+    def untokenize(self, pairs):
+        known = self.words.tokenizer
+        return [(pair, known.id_to_token(pair[0])) for pair in pairs]
+
+    def state_dict(self):
+        return {}
+
+
+class Target:
+    """What comfy.sd.CLIP builds from."""
+
+    def __init__(self, config):
+        self.params = {}
+        self.clip = lambda **kw: Text(config, **kw)
+        self.tokenizer = lambda **kw: Words(config)
+
+
+@fork_rng
+def load_clip(path: str | Path):
+    """The file's text tower as CLIP, or what tells a person that there is none."""
+    config, tensors = read_config(path), part_of(path, TEXT)
+    if not tensors or config.text.tokenizer is None:  # CLIP's own tower is the host's to load
+        name = Path(path).name
+        if config.text is None:
+            return Absent(f"'{name}' reads no text: leave CLIP unconnected.")
+        return Absent(f"'{name}' brings no text encoder of its own: take CLIP from Load CLIP or an SD2.1 checkpoint.")
+    clip = comfy.sd.CLIP(Target(config.text), model_options={"dtype": torch.float32})
+    check_keys(path, tensors, clip.cond_stage_model.text)
+    clip.load_sd({f"text.{key}": value for key, value in tensors.items()}, full_model=True)
+    return clip
