@@ -216,7 +216,9 @@ class Graph:
             "groups": self.groups, "config": {}, "extra": {"ds": VIEW, "microcinemaView": VIEW, **extra}, "version": 0.4,
         }  # fmt: skip
 
-    def subgraph(self, name: str, inputs: dict[str, tuple[str, str]], outputs: dict[str, tuple[str, int]], **told) -> dict:
+    def subgraph(
+        self, name: str, inputs: dict[str, tuple[str, str]], outputs: dict[str, tuple[str, int]], **told
+    ) -> dict:
         """A blueprint: one node that holds this graph. `inputs`: the Outer's name → (label, type)."""
         # numbers of -10 and -20 are the subgraph's own ends
         links = self.links()

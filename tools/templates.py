@@ -103,7 +103,9 @@ def animate_a_picture() -> Graph:
     clip(graph, parts, frames(graph, parts, ("picture", 0)), "demo", "demo-interpolation (bundled)")
     graph.add("note", "MarkdownNote", "What this does", text=ANIMATE, **NOTE)
     right, _ = graph.group("", 0, 0, (270, "note"))
-    right, below = graph.group("1 · Your picture, and what moves", right, 0, (250, "picture"), (240, "moves unwanted loader"))
+    right, below = graph.group(
+        "1 · Your picture, and what moves", right, 0, (250, "picture"), (240, "moves unwanted loader")
+    )
     graph.group("3 · The clip", right, 0, (330, "video"))
     graph.group("2 · Nine frames, then frames between", 0, below, (265, "prior"), (230, "sampler"),
                 (250, "decode ends between"))  # fmt: skip
@@ -127,7 +129,9 @@ def motion_amplitude() -> Graph:
     clip(graph, parts, row, "amplitude", "demo-interpolation (bundled)")
     graph.add("note", "MarkdownNote", "What this does", text=AMPLITUDE, **NOTE)
     right, _ = graph.group("", 0, 0, (270, "note"))
-    right, _ = graph.group("1 · Your picture, and what moves", right, 0, (250, "picture"), (240, "moves unwanted loader"))
+    right, _ = graph.group(
+        "1 · Your picture, and what moves", right, 0, (250, "picture"), (240, "moves unwanted loader")
+    )
     _, below = graph.group("4 · The clip", right, 0, (330, "video"))
     columns = [(225, f"prior{name} sampler{name} decode{name}") for name in gammas]
     right, _ = graph.group("2 · Nine frames of each γ", 0, below, *columns)
