@@ -17,6 +17,12 @@ def schema(**fields) -> io.Schema:
     return io.Schema(category=CATEGORY, **{key: value for key, value in fields.items() if key in known})
 
 
+def advanced(made: io.Input) -> io.Input:
+    """The input, shown on request only by hosts that can; older ones know neither the keyword nor `extra_dict`."""
+    made.extra_dict["advanced"] = True
+    return made
+
+
 def require(model, condition: str) -> ModelConfig:
     """The configuration of a MODEL of ours that animates ("centre") or interpolates ("ends")."""
     config = getattr(model.model, "microcinema", None)
