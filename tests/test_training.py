@@ -243,6 +243,17 @@ def test_a_folder_belongs_to_one_run_until_that_dies(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"run.lock", "run.toml", "mine.safetensors"}
 
 
+def test_what_ends_one_of_several_processes_is_told_in_one_sentence(tmp_path):
+    (tmp_path / "run.toml").write_text(GOOD)
+    shape = DEMO_BASE.network.frames, DEMO_BASE.width, False
+    data.make_folder(tmp_path / "scenes")
+    data.shard_path(tmp_path / "scenes", 0, *shape).write_bytes(b"half")
+    settings = {**AUTOENCODER, "batch_size": "2", "processes": "2", "shards": "1"}
+    with pytest.raises(MicroCinemaError, match="is damaged .*: delete it"):
+        trainer.main(tmp_path / "run.toml", tmp_path / "run", settings)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.lock"]
+
+
 # --- the diffusion model ---
 
 
