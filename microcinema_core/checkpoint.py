@@ -1,9 +1,6 @@
 """Model files: one `.safetensors` with the configuration in its header, never pickle.
 
-Keys: `model.diffusion_model.` (network), `first_stage_model.` (autoencoder), `cond_stage_model.` (text encoder); the
-last two only in an all-in-one file. The autoencoder within a forward warp is the file's own, stored once. The header is
-checked before any tensor is read. ComfyUI's ModelSave and CheckpointSave write a header of their own: in their files
-the configuration is a tensor, `microcinema.config`, its JSON as uint8.
+The header is checked before any tensor is read; header.py says what it holds and what keys there are.
 """
 
 from __future__ import annotations
@@ -20,23 +17,25 @@ from torch import nn
 
 from .config import ModelConfig
 from .errors import MicroCinemaError
+from .header import (  # noqa: F401 (finding a file belongs to loading it)
+    AUTOENCODER,
+    CONFIG,
+    HOSTS_OWN,
+    NETWORK,
+    TEXT,
+    WARP,
+    WARPS_AUTOENCODER,
+    bundled_models,
+    header,
+    read_config,
+    resolve,
+)  # fmt: skip
 from .images import whole_file
 from .model import MicroCinemaUNet
 from .model.autoencoder import Autoencoder
 from .model.text import TextEncoder
-from .validated import shown
 
-FORMAT, FORMAT_VERSION = "microcinema", "1"
-NETWORK, AUTOENCODER, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
-CONFIG = "microcinema.config"
-MOST_HEADER = 2**24  # bytes
-HOSTS_OWN = ("v_pred", "ztsnr")  # marks that ComfyUI's saving nodes add
-WARP = NETWORK + "forward_warp."
-WARPS_AUTOENCODER = WARP + "autoencoder."  # the same as the file's, and left out where there is one
-_HERE = Path(__file__).resolve().parent
-BUNDLED = next(
-    (p for p in (_HERE / "weights", _HERE.parent / "models") if p.is_dir()), None
-)  # installed, or a checkout
+OLDER_TEXT = TEXT + "transformer.text_model."  # files written with transformers below 5.6 have this level
 
 
 @dataclass
@@ -45,61 +44,6 @@ class LoadedModel:
     network: MicroCinemaUNet | None  # None only when an autoencoder alone is saved
     autoencoder: Autoencoder | None
     text: TextEncoder | None
-
-
-def bundled_models() -> dict[str, Path]:
-    """The demo models that come with the package, by name."""
-    return {path.stem: path for path in sorted(BUNDLED.glob("*.safetensors") if BUNDLED else ())}
-
-
-def resolve(name: str | Path) -> Path:
-    """A bundled model's name or a file's path → the path. Raises MicroCinemaError naming the bundled models."""
-    bundled = bundled_models()
-    if str(name) in bundled:
-        return bundled[str(name)]
-    if not Path(name).is_file():
-        raise MicroCinemaError(f"no model '{name}': give a .safetensors file or a bundled name ({', '.join(bundled)})")
-    return Path(name)
-
-
-def read_config(path: str | Path) -> ModelConfig:
-    """The configuration in the header; no tensor is read. Raises MicroCinemaError on a file that is not ours, and on a
-    header that asks for a model much larger than the file."""
-    try:
-        with safe_open(path, "pt") as file:
-            metadata, keys = file.metadata() or {}, list(file.keys())
-            if metadata.get("format") != FORMAT and CONFIG in keys:
-                metadata = _config_tensor(file)
-    except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
-        raise MicroCinemaError(f"'{path}' is truncated or no safetensors file ({error}): fetch it again") from error
-    if metadata.get("format") != FORMAT:
-        raise MicroCinemaError(f"'{path}' is a foreign checkpoint without MicroCinema's header: choose a file of ours")
-    if metadata.get("format_version") != FORMAT_VERSION:
-        raise MicroCinemaError(
-            f"'{path}' has format version {shown(str(metadata.get('format_version')))}, this program reads "
-            f"{FORMAT_VERSION}: update whichever is older"
-        )
-    try:
-        config = ModelConfig.from_json(json.loads(metadata["config"]))
-        _check_room(config, keys, Path(path).stat().st_size)
-        return config
-    except (KeyError, ValueError, TypeError, RecursionError, OSError) as error:
-        raise MicroCinemaError(f"'{path}' has a damaged header ({error}): fetch it again") from error
-
-
-def _config_tensor(file) -> dict[str, str]:
-    shape = file.get_slice(CONFIG).get_shape()
-    if len(shape) != 1 or shape[0] > MOST_HEADER:
-        raise ValueError(f"{CONFIG} is no text")
-    metadata = json.loads(bytes(file.get_tensor(CONFIG).tolist()))
-    return metadata if isinstance(metadata, dict) else {}
-
-
-def _check_room(config: ModelConfig, keys: list[str], size: int) -> None:
-    """Raise ValueError where a part of which the file holds tensors has more parameters than `size` bytes can hold."""
-    for part, prefix in ((config.network, NETWORK), (config.autoencoder, AUTOENCODER), (config.text, TEXT)):
-        if part and any(key.startswith(prefix) for key in keys) and part.least_parameters > 2 * size:  # of 4 bits
-            raise ValueError(f"it tells of {part.least_parameters:,} parameters or more in a file of {size:,} bytes")
 
 
 def load_model(
@@ -120,7 +64,8 @@ def load_model(
         if any(key.startswith(AUTOENCODER) for key in keys):
             parts[AUTOENCODER] = Autoencoder(config.autoencoder)
         if config.text and any(key.startswith(TEXT) for key in keys):
-            parts[TEXT] = TextEncoder(config.text, tokenizer)
+            with torch.device("meta"):
+                parts[TEXT] = TextEncoder(config.text, tokenizer)
         tensors = complete({key: file.get_tensor(key).to(dtype) for key in keys if key not in (CONFIG, *HOSTS_OWN)})
     for prefix, module in parts.items():
         if module is not None:
@@ -133,7 +78,9 @@ def load_model(
 
 
 def complete(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A file's tensors, with those that a forward warp shares with the autoencoder."""
+    """A file's tensors, with those that a forward warp shares with the autoencoder, and the text tower's under the
+    names that it has today."""
+    tensors = {key.replace(OLDER_TEXT, TEXT + "transformer.", 1): value for key, value in tensors.items()}
     if not any(key.startswith(WARP) for key in tensors):
         return tensors
     shared = {key: value for key, value in tensors.items() if key.startswith(AUTOENCODER)}
@@ -179,8 +126,3 @@ def save_model(path: Path, model: LoadedModel, dtype: torch.dtype = torch.float1
 def config_tensor(config: ModelConfig) -> dict[str, torch.Tensor]:
     """The header once more, as a tensor for files whose header somebody else writes."""
     return {CONFIG: torch.tensor(list(json.dumps(header(config)).encode()), dtype=torch.uint8)}
-
-
-def header(config: ModelConfig) -> dict[str, str]:
-    """The metadata that make a safetensors file one of ours."""
-    return {"format": FORMAT, "format_version": FORMAT_VERSION, "config": json.dumps(config.to_json())}

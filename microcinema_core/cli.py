@@ -112,15 +112,16 @@ def interpolate(arguments: argparse.Namespace) -> None:
 
 
 def info(arguments: argparse.Namespace) -> None:
-    from .model import parameter_table
-
     if arguments.config:
-        config = CONFIGS[arguments.config]
-    else:
-        from . import checkpoint
+        from .model import parameter_table
 
-        config = checkpoint.read_config(checkpoint.resolve(arguments.model))
-    parameters = parameter_table(config)
+        config = CONFIGS[arguments.config]
+        parameters = parameter_table(config)
+    else:
+        from . import header
+
+        path = header.resolve(arguments.model)
+        config, parameters = header.read_config(path), header.stored_parameters(path)
     if arguments.json:
         print(json.dumps({"name": config.name, "parameters": parameters, "config": config.to_json()}, indent=2))
         return
@@ -168,11 +169,11 @@ def _load(arguments: argparse.Namespace, model: str, condition: str) -> Pipeline
     """The model of that name or file; `condition` is "centre" for models that animate, "ends" for those in between."""
     import torch
 
-    from . import checkpoint
+    from . import header
     from .pipeline import Pipeline
 
     dtype = getattr(torch, arguments.dtype)
-    pipeline = Pipeline.from_file(checkpoint.resolve(model), _device(arguments.device), arguments.tokenizer, dtype)
+    pipeline = Pipeline.from_file(header.resolve(model), _device(arguments.device), arguments.tokenizer, dtype)
     if pipeline.config.network.condition != condition:
         use = f"animates pictures: use {INTERPOLATION_MODEL}"
         if condition == "centre":

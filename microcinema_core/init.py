@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import AUTOENCODER, NETWORK, TEXT, header
 from .config import ModelConfig
 from .errors import MicroCinemaError
+from .header import AUTOENCODER, NETWORK, TEXT, header
 from .images import whole_file
 from .model import MicroCinemaUNet
 from .model.temporal import TemporalConv, TemporalTransformer

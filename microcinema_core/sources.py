@@ -17,15 +17,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import CLIPTextModel
 
-from .checkpoint import AUTOENCODER, NETWORK, TEXT
 from .config import AutoencoderConfig, ModelConfig, NetworkConfig
 from .errors import MicroCinemaError
+from .header import AUTOENCODER, NETWORK, TEXT
 from .model import MicroCinemaUNet, SpatialUNet
 from .model.autoencoder import Autoencoder
 from .model.layers import ResBlock, SpatialTransformer
-from .model.text import clip_config
+from .model.text import ClipText
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
@@ -77,7 +76,7 @@ def stable_diffusion(path: Path, config: ModelConfig) -> Source:
         AUTOENCODER: _on_meta(Autoencoder, config.autoencoder),
     }
     if config.text:
-        parts[TEXT] = _on_meta(CLIPTextModel, clip_config(config.text))
+        parts[TEXT] = _on_meta(ClipText, config.text)
     theirs = dict.fromkeys((NETWORK, AUTOENCODER), lambda key: [key]) | {TEXT: _open_clip}
     homes = {part: part for part in parts}
     if folder:
@@ -295,7 +294,7 @@ def _on_meta(kind: Callable, *arguments):
 
 
 def _open_clip(key: str) -> list[str]:
-    """A key of transformers' CLIP text tower in open_clip's words, as SD2.1's file has them."""
+    """A key of our text tower, which has transformers' names, in open_clip's words, as SD2.1's file has them."""
     for ours, theirs in (
         ("embeddings.token_embedding", "token_embedding"),
         ("embeddings.position_embedding.weight", "positional_embedding"),

@@ -10,18 +10,18 @@ import shutil
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import av
 import numpy as np
 import torch
-from av.codec.context import Flags
-from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageSequence
 from PIL.PngImagePlugin import PngInfo
 
 from . import images
 from .errors import MicroCinemaError
+
+if TYPE_CHECKING:
+    import av  # imported where a stream is opened: not before the network has done its work
 
 # Encoder, its options, the container's options. No macroblock tree: with it, and with one thread as with four, x264 on
 # a processor with AVX-512 wrote different files for equal frames whose brightness changes.
@@ -106,6 +106,8 @@ def read_video(path: str | Path, size: tuple[int, int] | None = None) -> tuple[t
 
     Raises MicroCinemaError for a missing or broken file and for one that memory is not likely to hold.
     """
+    import av
+
     path = Path(path)
     reader = _read_animation if path.suffix.lower() in TICKS else _read_stream
     frames = []
@@ -133,6 +135,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         with Image.open(path) as image:
             tags = _description(image)["tags"]
     else:
+        import av
+
         with av.open(str(path)) as container:
             tags = dict(container.metadata)
     return {key.lower(): _decoded(value) for key, value in tags.items()}
@@ -150,6 +154,10 @@ def _decoded(text: str) -> Any:
 def _write_stream(
     path: Path, pictures: Iterator[np.ndarray], fps: float, tags: dict[str, str], quality: int, audio: Audio | None
 ) -> None:
+    import av
+    from av.codec.context import Flags
+    from av.video.reformatter import ColorRange, Colorspace
+
     suffix = path.suffix.lower()
     codec, options, container_options = CODECS[suffix]
     lowest, usual = CRF[suffix]
@@ -187,6 +195,8 @@ def _write_stream(
 
 
 def _sound_frames(audio: Audio, suffix: str, seconds: Fraction) -> Iterator[av.AudioFrame]:
+    import av
+
     samples, rate = audio
     samples = samples[:2, : int(seconds * rate)].float().clamp(-1, 1).cpu().contiguous().numpy()
     layout = "mono" if len(samples) == 1 else "stereo"
@@ -204,6 +214,8 @@ def _tag_bt709(target: av.VideoFrame | av.VideoCodecContext) -> None:
 
 
 def _read_stream(path: Path) -> tuple[float, Iterator[np.ndarray]]:
+    import av
+
     container = av.open(str(path))
     if not container.streams.video:
         container.close()

@@ -6,6 +6,7 @@ It holds no maths; that is `microcinema_core/`.
 from comfy_api.latest import ComfyExtension, io
 
 from .combine import VideoCombine
+from .example import provide_example
 from .interpolate import Interpolate
 from .loader import Loader
 from .prior import PriorLatent
@@ -18,4 +19,5 @@ class MicroCinema(ComfyExtension):
 
 
 async def comfy_entrypoint() -> MicroCinema:
+    provide_example()
     return MicroCinema()

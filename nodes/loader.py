@@ -9,8 +9,8 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..microcinema_core.checkpoint import bundled_models, read_config
 from ..microcinema_core.errors import MicroCinemaError
+from ..microcinema_core.header import bundled_models, read_config
 from .native import load_clip, load_model, load_vae
 from .schema import schema
 

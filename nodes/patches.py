@@ -1,7 +1,7 @@
 """What other nodes put into a UNet of the host (FreeU, PAG, SAG, HyperTile, ToMe, NAG, …), honoured by ours.
 
-A patch that has no place here is refused by name: ignored, it would let a person believe that it works. The table in
-docs/comfyui.md says which nodes are which.
+A patch that has no place here, or finds no layer that it fits, is refused by name: ignored, it would let a person
+believe that it works. The table in docs/comfyui.md says which nodes are which.
 """
 
 from __future__ import annotations
@@ -24,15 +24,26 @@ class HostPatches(Patches):
 
     def __init__(self, options: dict, x: Tensor):
         self.options = options
-        self.patches, self.replaced = options.get("patches", {}), options.get("patches_replace", {})
-        foreign = sorted({name for name, patches in self.patches.items() if patches} - HONOURED)
-        foreign += sorted({name for name, patches in self.replaced.items() if patches} - REPLACED)
-        if foreign:
+        self.patches = {name: patches for name, patches in options.get("patches", {}).items() if patches}
+        self.replaced = {name: patches for name, patches in options.get("patches_replace", {}).items() if patches}
+        self.acted: set[str] = set()
+        if foreign := sorted((self.patches.keys() - HONOURED) | (self.replaced.keys() - REPLACED)):
             raise MicroCinemaError(
-                f"MicroCinema's network has no place for the patch '{foreign[0]}': take the node that makes it out of "
-                "the MODEL's way (Kohya Deep Shrink, Skip Layer Guidance and others for other networks)."
+                f"MicroCinema's network has no place for the patch '{foreign[0]}': take the node that makes it "
+                "out of the MODEL's way (Kohya Deep Shrink, Skip Layer Guidance and others for other networks)."
             )
         options |= {"original_shape": list(x.shape), "transformer_index": 0}
+
+    def check(self) -> None:
+        """After a run's first call: every patch has found something to change."""
+        steps, now = self.options.get("sample_sigmas"), self.options.get("sigmas")
+        if steps is None or now is None or float(now[0]) < float(steps[0]):
+            return
+        if idle := sorted((self.patches.keys() | self.replaced.keys()) - self.acted):
+            raise MicroCinemaError(
+                f"The patch '{idle[0]}' finds no layer of this model to change at this size: take the node that makes "
+                "it out of the MODEL's way (FreeU, HyperTile, ToMe Patch Model, …), or raise its depth."
+            )
 
     def enter(self, place: str, index: int) -> None:
         self.options["block"] = (place, index)
@@ -40,7 +51,10 @@ class HostPatches(Patches):
     def skip(self, h: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
         """Before the two meet in an output block (FreeU)."""
         for patch in self.patches.get("output_block_patch", ()):
+            given = skip
             h, skip = patch(h, skip, self.options)
+            if skip is not given:
+                self.acted.add("output_block_patch")
         return h, skip
 
     def transform(self, layer: SpatialTransformer, h: Tensor, context: Tensor | None) -> Tensor:
@@ -74,14 +88,19 @@ class HostPatches(Patches):
             x = x.reshape(context.shape[0], -1, x.shape[2])
         value = context
         for patch in patches:
+            given = x
             x, context, value = patch(x, context, value, extra)
+            if not (x is given and context is value):
+                self.acted.add(f"{name}_patch")
         q, k, v = layer.to_q(x), layer.to_k(context), layer.to_v(value)
         if replace is not None:
             out = replace(q, k, v, extra)
+            self.acted.add(name)
         else:
             options = {"attn_precision": extra["attn_precision"], "transformer_options": self.options}
             out = optimized_attention(q, k, v, layer.heads, **options)
         out = layer.to_out(out)
         for patch in after:
             out = patch(out, extra)
+            self.acted.add(f"{name}_output_patch")
         return out.reshape(shape)

@@ -74,7 +74,8 @@ def graph(**changed) -> dict:
 
 
 class Server:
-    def __init__(self, host: Path, base: Path, *options: str):
+    def __init__(self, host: Path, base: Path, *options: str, custom_nodes: dict[str, str] | None = None):
+        """`custom_nodes`: more files for that folder beside the pack, by name."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -82,6 +83,8 @@ class Server:
         (base / "input").mkdir()
         (base / "user").mkdir()
         (base / "custom_nodes" / "any-name").symlink_to(PACK)
+        for name, text in (custom_nodes or {}).items():
+            (base / "custom_nodes" / name).write_text(text)
         self.base, self.log_path = base, base / "server.log"
         command = [str(python_of(host)), "main.py", "--cpu", "--base-directory", str(base), "--port", str(self.port)]
         with self.log_path.open("w") as log:

@@ -11,10 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from microcinema_core import checkpoint
+from microcinema_core import checkpoint, header
 from microcinema_core.checkpoint import load_model, read_config, save_model
 from microcinema_core.config import CONFIGS, ModelConfig
 from microcinema_core.errors import MicroCinemaError
+from microcinema_core.model import parameter_table
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,22 @@ def test_what_is_loaded_is_what_was_saved(saved, tiny_model):
         assert all(torch.equal(before[key].half().float(), after[key]) for key in before)
     assert not loaded.network.training
     assert not any(p.requires_grad for p in loaded.network.parameters())
+
+
+def test_a_text_tower_with_the_names_of_older_transformers_is_the_same(saved, tmp_path):
+    """Below 5.6 they had a level more, and so had files of 0.1 that were written with them."""
+    older = {key.replace("el.transformer.", "el.transformer.text_model."): v for key, v in load_file(saved).items()}
+    assert sum("text_model" in key for key in older) == len(load_model(saved).text.state_dict())
+    save_file(older, tmp_path / "older.safetensors", metadata_of(saved))
+    before, after = load_model(saved).text.state_dict(), load_model(tmp_path / "older.safetensors").text.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", ["demo-base", "demo-interpolation"])
+def test_a_files_header_tells_its_size(name):
+    """Without torch it tells what the built model counts."""
+    path = header.resolve(name)
+    assert header.stored_parameters(path) == parameter_table(read_config(path))
 
 
 def test_full_precision_survives_where_it_is_asked_for(tiny_model, tmp_path):
@@ -193,10 +210,10 @@ def test_bad_tensors_are_named(copy, fault):
 
 def test_an_unknown_name_is_answered_with_the_bundled_ones(monkeypatch, tmp_path):
     (tmp_path / "demo-base.safetensors").touch()
-    monkeypatch.setattr(checkpoint, "BUNDLED", tmp_path)
-    assert checkpoint.resolve("demo-base") == tmp_path / "demo-base.safetensors"
+    monkeypatch.setattr(header, "BUNDLED", tmp_path)
+    assert header.resolve("demo-base") == tmp_path / "demo-base.safetensors"
     with pytest.raises(MicroCinemaError, match="no model 'nobody'.*demo-base"):
-        checkpoint.resolve("nobody")
+        header.resolve("nobody")
 
 
 # --- saving ---

@@ -181,6 +181,30 @@ def test_a_controlnet_of_the_hosts_steers_the_network(server, controlnets, plain
     assert torch.equal(run(controlnets[1]), plain)
 
 
+# What the host saves
+
+
+@pytest.mark.parametrize("kind", ["ModelSave", "CheckpointSave"])
+def test_what_the_host_saves_loads_again_with_the_lora_merged_in(server, lora, kind):
+    made = patched(short(), "lora")
+    made["lora"] = node("LoraLoaderModelOnly", model=["loader", 0], lora_name=lora[0].name, strength_model=1.0)
+    expected = latents(server, dict(made), SAMPLED)
+    parts = {"model": ["lora", 0]} | ({"clip": ["loader", 1], "vae": ["loader", 2]} if kind == "CheckpointSave" else {})
+    folder = {"ModelSave": "diffusion_models", "CheckpointSave": "checkpoints"}[kind]
+    server.run({"loader": made["loader"], "lora": made["lora"],
+                "saved": node(kind, **parts, filename_prefix=f"{folder}/{kind}")})  # fmt: skip
+    [file] = (server.base / "output" / folder).glob(f"{kind}_*.safetensors")
+    made = short(loader__model_name=file.name)
+    if kind == "ModelSave":
+        made["bundled"] = node("MicroCinemaLoader", model_name="demo-base (bundled)", weight_dtype="default")
+        for name, slot in (("positive", "clip"), ("negative", "clip"), ("prior", "vae"), ("decode", "vae")):
+            made[name]["inputs"][slot] = ["bundled", made[name]["inputs"][slot][1]]
+    found = latents(server, made, SAMPLED)
+    file.unlink()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert (found - latents(server, short(), SAMPLED)).abs().max() > 0.01
+
+
 # Context windows
 
 

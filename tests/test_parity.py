@@ -16,15 +16,15 @@ from pathlib import Path
 import pytest
 import torch
 from host import HOST, python_of
+from independent.transformers_text import tower
 from safetensors.torch import load_file, save_file
 from sd21 import SMALL, diffusers_autoencoder, diffusers_unet, drawn, ldm_file
-from transformers import CLIPTextModel
 
 from microcinema_core.checkpoint import load_model
 from microcinema_core.config import BASE, INTERPOLATION
 from microcinema_core.denoiser import to_denoised
 from microcinema_core.init import initialise
-from microcinema_core.model.text import ClipTokens, clip_config
+from microcinema_core.model.text import ClipTokens
 from microcinema_core.samplers import sample_euler_edm
 from microcinema_core.schedule import NoiseSchedule
 
@@ -166,7 +166,8 @@ def test_text_states_are_those_of_transformers_at_its_penultimate_layer(config, 
     source, made = single_file
     text = load_model(made, tokenizer=HOST / "comfy" / "sd1_tokenizer").text
     ids = text.tokenizer(PROMPTS)
-    whole = CLIPTextModel(clip_config(replace(config.text, skip_last=0))).eval()
+    whole = tower(replace(config.text, skip_last=0))
+    whole = getattr(whole, "text_model", whole)  # below 5.6
     state = {key.removeprefix("transformer."): value for key, value in text.state_dict().items()}
     missing, unexpected = whole.load_state_dict(state, strict=False)
     assert not unexpected and all(f"layers.{config.text.layers - 1}." in key for key in missing)

@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import CLIPTextModel
+from host import HOST
+from independent.transformers_text import tower
+from transformers import CLIPTokenizerFast
 
+from microcinema_core.checkpoint import load_model, resolve
 from microcinema_core.config import DEMO_BASE, TextConfig
 from microcinema_core.errors import MicroCinemaError
-from microcinema_core.model.text import ClipTokens, TextEncoder, WordTokens, clip_config, word_tokenizer
+from microcinema_core.model.text import ClipText, ClipTokens, TextEncoder, WordTokens, word_tokenizer
 from microcinema_core.training.captions import all_words
 
 
@@ -66,6 +69,13 @@ def test_tokens_tell_all_captions_apart(captions, words):
     assert len(words(different).unique(dim=0)) == len(different)
 
 
+@pytest.mark.parametrize("prompt", ["pan \ud800left", "\udcff"])
+def test_half_a_character_is_refused(words, prompt):
+    for read in (words.unknown_words, lambda text: words([text])):
+        with pytest.raises(MicroCinemaError, match="no valid UTF-8: type it anew"):
+            read(prompt)
+
+
 # --- CLIP's tokens ---
 
 
@@ -87,13 +97,61 @@ def test_clip_tokens_are_padded_with_zero_and_cut(tmp_path):
     assert tokens(["cat CAT", "", "cat " * 9]).tolist() == [[6, 5, 5, 7, 0, 0], [6, 7, 0, 0, 0, 0], [6, 5, 5, 5, 5, 7]]
 
 
+@pytest.mark.parametrize("content", ["{broken", "{}"])
+def test_a_damaged_tokenizer_says_so(tmp_path, content):
+    (tmp_path / "vocab.json").write_text(content)
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(MicroCinemaError, match="damaged|lacks <.startoftext.>"):
+        ClipTokens(TextConfig(), tmp_path)
+
+
+@pytest.mark.skipif(HOST is None, reason="no ComfyUI: set COMFYUI_PATH")
+def test_clip_tokens_are_those_of_transformers():
+    folder = HOST / "comfy" / "sd1_tokenizer"
+    theirs = CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    prompts = ["", "A cat's 12 whiskers, don't they?", "naïve ÉCOLE 日本語 🐱", "  two\n\tlines  ", "a " * 200]
+    for prompt, row in zip(prompts, ClipTokens(TextConfig(), folder)(prompts), strict=True):
+        expected = theirs(prompt, truncation=True, max_length=77)["input_ids"]
+        assert row.tolist() == expected + [0] * (77 - len(expected))
+
+
 # --- the tower ---
 
 
-def test_tower_knows_the_marks_of_its_tokenizer(tiny_config):
-    vocabulary = json.loads(tiny_config.text.tokenizer)["model"]["vocab"]
-    tower = clip_config(tiny_config.text)
-    assert (tower.bos_token_id, tower.eos_token_id) == (vocabulary["<start>"], vocabulary["<end>"])
+@torch.no_grad()
+def test_tower_is_that_of_transformers():
+    text = load_model(resolve("demo-base")).text
+    theirs = tower(text.config)
+    level = "text_model." * any(key.startswith("text_model.") for key in theirs.state_dict())  # below 5.6
+    theirs.load_state_dict({level + key: value for key, value in text.transformer.state_dict().items()})
+    ids = text.tokenizer(["", "the camera zooms in", " ".join(text.tokenizer.vocabulary)])
+    states, expected = text(ids), theirs(ids).last_hidden_state
+    assert (states - expected).norm() < 1e-6 * expected.norm()
+
+
+def test_the_towers_first_weights_are_clips():
+    """Each as wide, to a hundredth, as transformers draws it."""
+    config = replace(TextConfig(), width=256, layers=2, skip_last=0, heads=4, vocabulary_size=500)
+    torch.manual_seed(0)
+    ours, theirs = ClipText(config).state_dict(), tower(config).state_dict()
+    for (key, value), expected in zip(sorted(ours.items()), (theirs[key] for key in sorted(theirs)), strict=True):
+        assert value.shape == expected.shape
+        assert value.std().item() == pytest.approx(expected.std().item(), rel=0.03, abs=1e-9), key
+
+
+def test_the_towers_names_in_files(tiny_model):
+    """These are the file format: no library may change them."""
+    layer = [
+        "layer_norm1",
+        "layer_norm2",
+        "mlp.fc1",
+        "mlp.fc2",
+        *(f"self_attn.{n}_proj" for n in ("k", "out", "q", "v")),
+    ]
+    expected = {f"encoder.layers.0.{name}.{kind}" for name in layer for kind in ("weight", "bias")}
+    expected |= {"embeddings.token_embedding.weight", "embeddings.position_embedding.weight"}
+    expected |= {"final_layer_norm.weight", "final_layer_norm.bias"}
+    assert {key.removeprefix("transformer.") for key in tiny_model.text.state_dict()} == expected
 
 
 def test_prompts_become_states_of_every_token(tiny_model):
@@ -112,8 +170,8 @@ def test_skipped_layers_are_not_built(tiny_config):
 @pytest.mark.parametrize(("skip_last", "millions"), [(1, 340.39), (0, 352.98)])
 def test_tower_has_the_size_of_sd21(skip_last, millions):
     with torch.device("meta"):
-        tower = CLIPTextModel(clip_config(replace(TextConfig(), skip_last=skip_last)))
-    assert sum(p.numel() for p in tower.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
+        built = ClipText(replace(TextConfig(), skip_last=skip_last))
+    assert sum(p.numel() for p in built.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
 
 
 def test_tokenizer_survives_its_json():

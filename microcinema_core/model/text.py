@@ -1,7 +1,12 @@
-"""The text side: a CLIP text tower (transformers') behind a tokenizer.
+"""The text side: CLIP's text tower (Radford et al. 2021, arXiv 2103.00020) behind a tokenizer.
 
 SD2.1's tower reads CLIP's byte-pair tokens, from `vocab.json` and `merges.txt` where a person has them; the demo model
 has a vocabulary of its own, carried in its configuration.
+
+The tower is written here and not taken from transformers, whose modules and keys change their names between versions
+and whose import takes longer than a clip. Keys in files, after `cond_stage_model.transformer.`: `embeddings.` with
+`token_embedding` and `position_embedding`; `encoder.layers.N.` with `layer_norm1`, `self_attn.{q,k,v,out}_proj`,
+`layer_norm2` and `mlp.fc1`, `mlp.fc2`; `final_layer_norm`.
 """
 
 from __future__ import annotations
@@ -12,14 +17,15 @@ import unicodedata
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+import torch.nn.functional as F
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..config import TextConfig
 from ..errors import MicroCinemaError
 
 PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unknown>"
+CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 
 
 def word_tokenizer(words: list[str]) -> str:
@@ -55,16 +61,12 @@ class WordTokens:
         return sorted(set(self.tokenizer.get_vocab()) - {PAD, START, END, UNKNOWN})
 
     def unknown_words(self, prompt: str) -> list[str]:
-        encoded = self.tokenizer.encode(prompt, add_special_tokens=False)
+        encoded = self.tokenizer.encode(_unicode(prompt), add_special_tokens=False)
         return [prompt[a:b] for i, (a, b) in zip(encoded.ids, encoded.offsets, strict=True) if i == self.unknown_id]
 
     def __call__(self, prompts: list[str]) -> Tensor:
-        rows = torch.zeros(len(prompts), self.length, dtype=torch.long)  # <pad> is 0
-        for row, prompt in zip(rows, prompts, strict=True):
-            start, *words, end = (i for i in self.tokenizer.encode(prompt).ids if i != self.unknown_id)
-            ids = [start, *words[: self.length - 2], end]
-            row[: len(ids)] = torch.tensor(ids)
-        return rows
+        encoded = [self.tokenizer.encode(_unicode(prompt)).ids for prompt in prompts]
+        return _rows([[i for i in ids if i != self.unknown_id] for ids in encoded], self.length)  # <pad> is 0
 
 
 class ClipTokens:
@@ -76,18 +78,48 @@ class ClipTokens:
         files = [folder / "vocab.json", folder / "merges.txt"]
         if missing := [str(file) for file in files if not file.exists()]:
             raise MicroCinemaError(f"SD2.1's tokenizer needs {missing[0]}: copy it from the model's tokenizer folder")
-        self.tokenizer = CLIPTokenizer(*map(str, files))
+        try:
+            marks = {"continuing_subword_prefix": "", "end_of_word_suffix": "</w>", "unk_token": CLIP_END}
+            self.tokenizer = Tokenizer(models.BPE.from_file(*map(str, files), **marks))
+        except Exception as error:  # the library raises nothing narrower
+            raise MicroCinemaError(f"CLIP's tokenizer in '{folder}' is damaged ({error}): fetch it again") from error
+        start, end = map(self.tokenizer.token_to_id, (CLIP_START, CLIP_END))
+        if start is None or end is None:
+            raise MicroCinemaError(f"'{files[0]}' lacks {CLIP_START} or {CLIP_END}: take CLIP's own vocabulary")
+        self.tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+        words = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+        self.tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(words), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ])  # fmt: skip
+        self.tokenizer.post_processor = processors.RobertaProcessing(
+            (CLIP_END, end), (CLIP_START, start), trim_offsets=False, add_prefix_space=False
+        )
         self.length = config.max_tokens
 
     def unknown_words(self, prompt: str) -> list[str]:
         return []
 
     def __call__(self, prompts: list[str]) -> Tensor:
-        rows = torch.zeros(len(prompts), self.length, dtype=torch.long)
-        for row, prompt in zip(rows, prompts, strict=True):
-            ids = self.tokenizer(_plain(prompt), truncation=True, max_length=self.length)["input_ids"]
-            row[: len(ids)] = torch.tensor(ids)
-        return rows
+        return _rows([self.tokenizer.encode(_plain(_unicode(prompt))).ids for prompt in prompts], self.length)
+
+
+def _rows(prompts: list[list[int]], length: int) -> Tensor:
+    """Token ids of every prompt with its start and end mark → (b, length): cut before the end mark, padded with 0."""
+    rows = torch.zeros(len(prompts), length, dtype=torch.long)
+    for row, ids in zip(rows, prompts, strict=True):
+        ids = ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
+        row[: len(ids)] = torch.tensor(ids)
+    return rows
+
+
+def _unicode(prompt: str) -> str:
+    """The prompt, unless it holds halves of characters, which are what Python makes of bytes that are no UTF-8."""
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise MicroCinemaError(f"the prompt {ascii(prompt)} is no valid UTF-8: type it anew")
+    return prompt
 
 
 _STRAIGHT = str.maketrans("\u02bc\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f", "'" * 5 + '"' * 4)
@@ -95,7 +127,7 @@ _STRAIGHT = str.maketrans("\u02bc\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201
 
 def _plain(prompt: str) -> str:
     """Straight quotes, no HTML entities, no ligatures, no letters of double width: so open_clip cleaned the captions
-    that SD2.1's tower was trained on, and transformers' tokenizer does not."""
+    that SD2.1's tower was trained on."""
     prompt = html.unescape(html.unescape(prompt)).translate(_STRAIGHT)
     return re.sub("[\ufb00-\ufb06\uff01-\uff9f]", lambda match: unicodedata.normalize("NFKC", match[0]), prompt)
 
@@ -114,22 +146,63 @@ class TextEncoder(nn.Module):
             raise MicroCinemaError(
                 "this text encoder needs CLIP's tokenizer: name the folder of vocab.json and merges.txt (--tokenizer)"
             )
-        self.transformer = CLIPTextModel(clip_config(config))
+        self.transformer = ClipText(config)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Token ids (b, max_tokens) → (b, max_tokens, width)."""
-        return self.transformer(token_ids.to(self.transformer.device)).last_hidden_state
+        return self.transformer(token_ids.to(self.transformer.final_layer_norm.weight.device))
 
     def encode(self, prompts: list[str]) -> Tensor:
         return self(self.tokenizer(prompts))
 
 
-def clip_config(config: TextConfig) -> CLIPTextConfig:
-    """transformers' configuration of the tower; layers that are skipped at the end are not built."""
-    # Ids of word_tokenizer's marks, or else CLIP's own.
-    marks = {"bos_token_id": 1, "eos_token_id": 2} if config.tokenizer else {}
-    return CLIPTextConfig(
-        vocab_size=config.vocabulary_size, hidden_size=config.width, intermediate_size=4 * config.width,
-        num_hidden_layers=config.layers - config.skip_last, num_attention_heads=config.heads,
-        max_position_embeddings=config.max_tokens, hidden_act="gelu", projection_dim=config.width, **marks,
-    )  # fmt: skip
+class ClipText(nn.Module):
+    """CLIP's text transformer: token ids (b, t) → states (b, t, width) after the final norm, each of what stands up to
+    it. Layers that TextConfig.skip_last leaves out at the end are not built."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        layers = config.layers - config.skip_last
+        self.embeddings = nn.ModuleDict({
+            name: nn.Embedding.from_pretrained(torch.empty(count, config.width), freeze=False)
+            for name, count in (("token_embedding", config.vocabulary_size), ("position_embedding", config.max_tokens))
+        })  # fmt: skip
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(_Layer(config, layers) for _ in range(layers))})
+        self.final_layer_norm = nn.LayerNorm(config.width)
+        for embedding in self.embeddings.values():
+            _draw(embedding.weight, 0.02)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        positions = self.embeddings["position_embedding"].weight[: token_ids.shape[1]]
+        states = self.embeddings["token_embedding"](token_ids) + positions
+        for layer in self.encoder["layers"]:
+            states = layer(states)
+        return self.final_layer_norm(states)
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: TextConfig, layers: int):
+        super().__init__()
+        width, self.heads = config.width, config.heads
+        self.layer_norm1 = nn.LayerNorm(width)
+        self.self_attn = nn.ModuleDict({f"{name}_proj": nn.Linear(width, width) for name in ("q", "k", "v", "out")})
+        self.layer_norm2 = nn.LayerNorm(width)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
+        deep = (2 * layers) ** -0.5  # what is added up over the layers starts smaller
+        linears = (*self.self_attn.values(), *self.mlp.values())
+        for linear, scale in zip(linears, (deep, deep, deep, 1, 0.5**0.5, deep), strict=True):
+            _draw(linear.weight, scale * width**-0.5)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.layer_norm1(x)
+        q, k, v = (self.self_attn[f"{n}_proj"](normed).unflatten(-1, (self.heads, -1)).transpose(1, 2) for n in "qkv")
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.self_attn["out_proj"](attended.transpose(1, 2).flatten(2))
+        return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.layer_norm2(x))))
+
+
+def _draw(weight: Tensor, std: float) -> None:
+    """CLIP's first weights; without memory there are none to draw, and torch would load its compiler to do so."""
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=std)

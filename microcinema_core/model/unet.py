@@ -75,7 +75,7 @@ class MicroCinemaUNet(SpatialUNet):
             self.motion_first = operations.Linear(config.context_dim, emb_dim, bias=False, **plain)
             self.motion_second = operations.Linear(config.context_dim, emb_dim, bias=False, **plain)
             for layer in (self.motion_first, self.motion_second):  # not at zero: behind it, every branch already is
-                if layer.weight is not None:  # a host may leave it to the file
+                if layer.weight is not None and not layer.weight.is_meta:  # a host may leave it to the file
                     layer.weight.detach().copy_(0.05 * torch.randn(layer.weight.shape, device=device))
         if config.forward_warp:
             self.forward_warp = ForwardWarp(config, **kw)

@@ -25,7 +25,7 @@ def learn_to_read(text: TextEncoder, steps: int, seed: int) -> torch.Tensor:
     Returns what takes pooled states to meanings, (MEANINGS, width)."""
     rng = np.random.default_rng(seed)
     # CLIP starts its words at 0.02, almost alike.
-    nn.init.normal_(text.transformer.get_input_embeddings().weight, std=0.5)
+    nn.init.normal_(text.transformer.embeddings["token_embedding"].weight, std=0.5)
     width = text.config.width
     directions = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed)))[0]
     meanings_of = directions[:, :MEANINGS].T / UNIT

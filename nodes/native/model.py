@@ -46,10 +46,13 @@ class Network(MicroCinemaUNet):
         if context is not None:
             context = context[:: len(places)]
         offsets = torch.tensor(places, device=x.device, dtype=torch.float32) - clip_frames // 2
-        return super().forward(
+        patches = HostPatches(options, x)
+        out = super().forward(
             x, timesteps, context, condition=condition, num_video_frames=len(places), control=control, offsets=offsets,
-            patches=HostPatches(options, x),
+            patches=patches,
         )  # fmt: skip
+        patches.check()
+        return out
 
 
 def _window(options: dict) -> list[int] | None:
