@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 LIMIT = 20.0  # seconds a case may take
 START = 180.0  # seconds until a process is warm
 WORKERS = 2
+ERROR = re.compile(r"\w[\w.]*(Error|Exception)\b")
 FAULTS = ("traceback", "hang", "half-written", "overwritten", "wrong answer")
 
 
@@ -119,17 +121,21 @@ def judge(case: Case, before: dict[str, str], after: dict[str, str], ended: dict
     if ended is None:
         return "hang", f"over {LIMIT:g} s"
     if ended["trace"]:
-        return "traceback", ended["trace"].strip().splitlines()[-1]
+        lines = ended["trace"].strip().splitlines()
+        return "traceback", next((line for line in reversed(lines) if ERROR.match(line)), lines[-1])
     if changed := sorted(name for name in before if after.get(name) != before[name] and name not in case.outputs):
         return "overwritten", ", ".join(changed)
     code, said = ended["code"], [line for line in ended["stderr"].splitlines() if line.strip() and "%|" not in line]
     allowed = case.outputs if code == 0 else ()
-    if left := sorted(after.keys() - before.keys() - set(allowed)):
+    left = sorted(after.keys() - before.keys() - set(allowed))
+    if "*" in allowed:  # whatever does not look half written
+        left = [name for name in left if Path(name).name.startswith(".") or name.endswith(".part")]
+    if left:
         return "half-written", ", ".join(left)
     if code == 0:
         if case.good is False:
             return "wrong answer", "it was taken for good"
-        missing = sorted(set(case.outputs) - after.keys())
+        missing = sorted(set(case.outputs) - after.keys() - {"*"})
         if missing and not {"--help", "-h", "--version"} & set(map(str, case.argv)):
             return "wrong answer", f"exit code 0 without {', '.join(missing)}"
         return "ok", ""

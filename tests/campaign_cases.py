@@ -28,7 +28,7 @@ QUICK = ["--size", f"{SIZE}x{SIZE}", "--steps", "1", "--seed", "1"]
 TEXTS = [
     "", " ", "--", "-", "-1", "-0", "0", "1", "2", "nan", "NaN", "inf", "-inf", "1e999", "1e-999", "-1e308", "1e3",
     "0.5",
-    "99999999999999999999", "9" * 5000, "1_000", "0x10", "\u0661\u0662", "\u00bd", " 5 ", "5 5", "5;ls", "1,5", "1/2",
+    "99999999999999999999", "9" * 5000, "1_0", "0x10", "\u0661\u0662", "\u00bd", " 5 ", "5 5", "5;ls", "1,5", "1/2",
     "None",
     "True", "[]", "{}", "()", "%s%n%d", "{0}", "$HOME", "~", "*", "\n", "a\nb", "\t", "\x00", "a\x00b", "\x1b[31m",
     "\udcff", "a\udc80b", "\U0001f4a5", "\u202e", "x" * 5000, "..", "../..", ".", "/", "/dev/null", "/dev/full",
@@ -175,11 +175,16 @@ def _with(name: str, argv: list[str], files: dict, parts: list[str], outputs: tu
 
 def _either(name: str, what: str, argv: list[str], files: dict, outputs: tuple) -> Case:
     """What may be refused or may succeed, under whatever name was given to an output."""
-    named = [word.partition("=")[2] if word.startswith("--") else word for word in argv]
-    suffixes = (".mp4", ".webm", ".gif", ".webp", ".png", ".mov", ".mkv", ".safetensors")
-    written = {Path(word).name for word in named if word.endswith(suffixes) and "/" not in word} - set(files)
-    likely = tuple(sorted(written)) or outputs
-    return Case("command", f"{name}: {what}", [name, *argv], files, likely if argv else (), good=None)
+    named = {}  # each output by its option; the last one holds
+    for before, word in zip(["", *argv], argv, strict=False):
+        option, equals, value = word.partition("=")
+        for key in ("--output", "--sheet"):
+            if option == key and equals:
+                named[key] = value
+            elif before in (key, key.replace("--output", "-o")):
+                named[key] = word
+    likely = tuple(sorted(Path(word).name for word in named.values() if word and "/" not in word)) or outputs
+    return Case("command", f"{name}: {what}", [name, *argv], files, tuple(set(likely) - set(files)), good=None)
 
 
 def _collisions(good, base: str, ends: str) -> Iterator[Case]:
