@@ -15,7 +15,7 @@ from comfy_api.latest import InputImpl, Types, io, ui
 
 from ..microcinema_core import video
 from ..microcinema_core.errors import MicroCinemaError
-from .schema import check_images, schema
+from .schema import check_images, in_range, schema
 
 FORMATS = {
     "mp4 (h264)": ".mp4", "webm (vp9)": ".webm", "webp (animated)": ".webp", "gif": ".gif", "png sequence": "",
@@ -56,6 +56,7 @@ class VideoCombine(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @in_range
     def execute(cls, images, fps, format, quality, loop_count, ping_pong, filename_prefix, save, audio=None):
         images = check_images(images)
         suffix = FORMATS[format]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import wraps
+from inspect import signature
+
 import torch
 from comfy_api.latest import io
 
@@ -15,6 +18,33 @@ def schema(**fields) -> io.Schema:
     """io.Schema without the fields that this host does not know yet; an unknown one would drop the whole pack."""
     known = io.Schema.__dataclass_fields__
     return io.Schema(category=CATEGORY, **{key: value for key, value in fields.items() if key in known})
+
+
+def in_range(execute):
+    """`execute` of a node that first holds what it is given to its schema: a link carries numbers past the widgets'
+    ranges, choices that the widget does not offer, and nothing at all."""
+
+    @wraps(execute)
+    def checked(cls, *arguments, **named):
+        given = signature(execute).bind(cls, *arguments, **named).arguments
+        for wanted in cls.define_schema().inputs:
+            _check_input(wanted, given.get(wanted.id))
+        return execute(cls, *arguments, **named)
+
+    return checked
+
+
+def _check_input(wanted: io.Input, value) -> None:
+    if value is None and not wanted.optional:
+        raise MicroCinemaError(f"The input '{wanted.id}' is empty: the node that is wired to it gave nothing.")
+    least, most = getattr(wanted, "min", None), getattr(wanted, "max", None)
+    if least is not None and most is not None and not least <= value <= most:  # NaN is never
+        raise MicroCinemaError(
+            f"The input '{wanted.id}' is {str(value)[:40]}: give a number from {least:.12g} to {most:.12g}."
+        )
+    options = getattr(wanted, "options", None)
+    if isinstance(wanted, io.Combo.Input) and options and value not in options:
+        raise MicroCinemaError(f"The input '{wanted.id}' is {value!r}: give one of {', '.join(map(str, options))}.")
 
 
 def require(model, condition: str) -> ModelConfig:
