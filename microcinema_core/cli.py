@@ -7,18 +7,19 @@ that needs it, so that help and mistyped options answer at once.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .config import BASE, CONFIGS, INTERPOLATION, ModelConfig
+from .config import BASE, CONFIGS, INTERPOLATION
 from .errors import MicroCinemaError
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ INSERTED = 4  # one interpolation pass shows this many frames for each one befor
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may be no text in this encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
         arguments = _parser().parse_args(argv)
         arguments.run(arguments)
@@ -48,24 +53,23 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def animate(arguments: argparse.Namespace) -> None:
-    from . import images, video
+    from . import images, pipeline, video
 
     started = time.monotonic()
+    _check_outputs([arguments.output, arguments.sheet], [arguments.photo])
     video.check_output(arguments.output)
     if arguments.sheet:
         images.check_output(arguments.sheet)
     picture = images.load_picture(arguments.photo)
     passes = arguments.interpolate
-    pipeline = _load(arguments, arguments.model, "centre")
-    interpolation = _load(arguments, INTERPOLATION_MODEL, "ends") if passes else None
-    config = pipeline.config
+    base = _load(arguments, arguments.model, "centre")
+    between = _load(arguments, INTERPOLATION_MODEL, "ends") if passes else None
+    config = base.config
     fps = _or(arguments.fps, config.fps)
     video.check_output(arguments.output, fps * INSERTED**passes)
-    factor, least = config.autoencoder.factor, max(_least_side(m.config) for m in (pipeline, interpolation) if m)
-    width, height = arguments.size or images.size_from(picture, factor, least)
-    for model in filter(None, (pipeline, interpolation)):
-        _check_size(width, height, model.config)
-    _check_words(arguments.prompt, pipeline)
+    size = arguments.size or images.size_from(picture, config.autoencoder.factor, pipeline.least_side(config))
+    pipeline.check_size(*size, config)
+    _check_words(arguments.prompt, base)
 
     settings = {
         "frames": _or(arguments.frames, config.network.frames),
@@ -74,41 +78,57 @@ def animate(arguments: argparse.Namespace) -> None:
         "gamma": _or(arguments.gamma, config.gamma),
         "churn": arguments.churn,
         "seed": arguments.seed,
-        "width": width,
-        "height": height,
+        "width": size[0],
+        "height": size[1],
     }
     strength = _or(arguments.lambda_, config.lambda_)
     with _progress("animate") as progress:
-        frames = pipeline.animate(picture, arguments.prompt, lambda_=strength, progress=progress, **settings)
-    if interpolation:
-        frames = _interpolated(interpolation, frames, passes, None, arguments.seed)
-
+        frames = base.animate(picture, arguments.prompt, lambda_=strength, progress=progress, **settings)
     notes = {"prompt": arguments.prompt, "model": config.name, **settings, "lambda": strength, "fps": fps}
     notes |= {"interpolate": passes, "version": __version__}
-    video.write_video(arguments.output, frames, fps * INSERTED**passes, {"comment": notes})
+    options = {"fps": fps * INSERTED**passes, "metadata": {"comment": notes}}
+    if between:
+        with _progress("interpolate") as progress:
+            made = between.interpolated(frames, len(frames), passes=passes, seed=arguments.seed, progress=progress)
+            frames = list(made) if arguments.sheet else made
+            count = video.write_video(arguments.output, frames, **options)
+    else:
+        count = video.write_video(arguments.output, frames, **options)
     if arguments.sheet:
         images.sheet(frames, arguments.sheet)
-    _report(arguments.output, frames, fps * INSERTED**passes, started)
+    _report(arguments.output, count, size, options["fps"], started)
 
 
 def interpolate(arguments: argparse.Namespace) -> None:
     from . import video
 
     started = time.monotonic()
+    _check_outputs([arguments.output], [arguments.video])
     video.check_output(arguments.output)
-    frames, fps = video.read_video(arguments.video, arguments.size)
-    if len(frames) < 2:
+    opened = video.open_video(arguments.video, arguments.size)
+    if opened.count < 2:
         raise MicroCinemaError(f"'{arguments.video}' has 1 frame: choose a video of two or more")
-    fps *= INSERTED**arguments.passes
+    fps = opened.fps * INSERTED**arguments.passes
     video.check_output(arguments.output, fps)
-    pipeline = _load(arguments, arguments.model, "ends")
-    _check_size(frames.shape[3], frames.shape[2], pipeline.config)
-    frames = _interpolated(pipeline, frames, arguments.passes, arguments.steps, arguments.seed)
-
-    notes = {"model": pipeline.config.name, "passes": arguments.passes, "seed": arguments.seed}
-    notes |= {"steps": _or(arguments.steps, pipeline.config.steps), "fps": fps, "version": __version__}
-    video.write_video(arguments.output, frames, fps, {"comment": notes})
-    _report(arguments.output, frames, fps, started)
+    sound = opened.sound
+    if sound and arguments.output.suffix.lower() not in video.WITH_SOUND:
+        sound, kinds = None, ", ".join(video.WITH_SOUND)
+        opened.notes.append(f"'{arguments.output}' cannot hold the sound, which is left out: write {kinds} to keep it")
+    width, height = opened.size
+    if (width % 2 or height % 2) and arguments.output.suffix.lower() in video.EVEN:
+        opened.notes.append(f"the odd side of {width}x{height} is made even: its last line is repeated")
+    for note in opened.notes:
+        print("microcinema: note:", note, file=sys.stderr)
+    between = _load(arguments, arguments.model, "ends")
+    steps = _or(arguments.steps, between.config.steps)
+    notes = {"model": between.config.name, "passes": arguments.passes, "seed": arguments.seed}
+    notes |= {"steps": steps, "fps": fps, "version": __version__}
+    with _progress("interpolate") as progress:
+        frames = between.interpolated(
+            opened.frames, opened.count, passes=arguments.passes, steps=steps, seed=arguments.seed, progress=progress
+        )
+        count = video.write_video(arguments.output, frames, fps, {"comment": notes}, audio=sound)
+    _report(arguments.output, count, opened.size, fps, started)
 
 
 def info(arguments: argparse.Namespace) -> None:
@@ -172,13 +192,18 @@ def _load(arguments: argparse.Namespace, model: str, condition: str) -> Pipeline
     from . import header
     from .pipeline import Pipeline
 
-    dtype = getattr(torch, arguments.dtype)
-    pipeline = Pipeline.from_file(header.resolve(model), _device(arguments.device), arguments.tokenizer, dtype)
-    if pipeline.config.network.condition != condition:
+    path, device = header.resolve(model), _device(arguments.device)
+    config = header.read_config(path)
+    if config.network.condition != condition:
         use = f"animates pictures: use {INTERPOLATION_MODEL}"
         if condition == "centre":
             use = f"puts frames between frames: use it with `microcinema interpolate`, or {MODEL} here"
-        raise MicroCinemaError(f"the model '{pipeline.config.name}' {use}")
+        raise MicroCinemaError(f"the model '{config.name}' {use}")
+    if arguments.dtype not in config.dtypes:
+        raise MicroCinemaError(
+            f"the model '{config.name}' does not compute in {arguments.dtype}: choose {' or '.join(config.dtypes)}"
+        )
+    pipeline = Pipeline.from_file(path, device, arguments.tokenizer, getattr(torch, arguments.dtype))
     if arguments.compile:  # on CUDA with graphs
         pipeline.network.compile(mode="reduce-overhead" if pipeline.device.type == "cuda" else None)
     return pipeline
@@ -190,23 +215,22 @@ def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
+        if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d{1,3})?", name):
+            raise ValueError(name)
         torch.ones(1, device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # unknown, absent, not compiled in, "meta"
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError, ImportError) as error:  # unknown, absent
         raise MicroCinemaError(f"the device '{name}' cannot be used here: choose auto or cpu") from error
     return name
 
 
-def _check_size(width: int, height: int, config: ModelConfig) -> None:
-    factor, least = config.autoencoder.factor, _least_side(config)
-    if width % factor or height % factor or min(width, height) < least:
-        near = "x".join(str(max(least, round(side / factor) * factor)) for side in (width, height))
-        message = f"the size {width}x{height} does not fit the model '{config.name}', whose sides are multiples of"
-        raise MicroCinemaError(f"{message} {factor} from {least} on: use --size {near}")
-
-
-def _least_side(config: ModelConfig) -> int:
-    """One cell at the network's coarsest level, in pixels."""
-    return config.autoencoder.factor * 2 ** (len(config.network.channel_multipliers) - 1)
+def _check_outputs(outputs: list[Path | None], inputs: list[Path]) -> None:
+    """Raise MicroCinemaError where an output is an input or another output, whatever either is called."""
+    outputs = [path for path in outputs if path]
+    for index, output in enumerate(outputs):
+        for other in [*inputs, *outputs[:index]]:
+            with suppress(OSError, ValueError):  # neither is there, or no name of a file: told by whoever opens it
+                if output.absolute() == other.absolute() or output.samefile(other):
+                    raise MicroCinemaError(f"'{output}' would overwrite '{other}': give the output another name")
 
 
 def _check_words(prompt: str, pipeline: Pipeline) -> None:
@@ -219,13 +243,6 @@ def _check_words(prompt: str, pipeline: Pipeline) -> None:
     if all(pipeline.unknown_words(word) for word in prompt.split()):
         raise MicroCinemaError(message)
     print("microcinema: warning:", message, file=sys.stderr)
-
-
-def _interpolated(pipeline: Pipeline, frames, passes: int, steps: int | None, seed: int):
-    with _progress("interpolate") as progress:
-        return pipeline.interpolate(
-            frames, passes=passes, steps=_or(steps, pipeline.config.steps), seed=seed, progress=progress
-        )
 
 
 @contextmanager
@@ -241,8 +258,8 @@ def _progress(label: str, unit: str = "step") -> Iterator[Callable[[int, int], N
         yield update
 
 
-def _report(path: Path, frames, fps: float, started: float) -> None:
-    count, _, height, width = frames.shape
+def _report(path: Path, count: int, size: tuple[int, int], fps: float, started: float) -> None:
+    width, height = size
     print(f"{path}: {count} frames of {width}x{height} at {fps:g} fps in {time.monotonic() - started:.1f} s")
 
 
@@ -294,7 +311,19 @@ def _setting(text: str) -> tuple[str, str]:
     return key, value
 
 
+def _text(text: str) -> str:
+    if any("\ud800" <= character <= "\udfff" for character in text):  # what Python makes of bytes that are no UTF-8
+        raise argparse.ArgumentTypeError(f"{ascii(text)} is no valid UTF-8: type it anew")
+    return text
+
+
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args=None, namespace=None):
+        for word in args or ():  # argparse makes an empty list of it
+            if re.fullmatch(r"(--[\w-]+=|-\w=?)--", word):
+                self.error(f"'{word[:-2]}' has no value")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> None:
         raise MicroCinemaError(f"{message} (see `{self.prog} --help`)")
 
@@ -310,7 +339,9 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     def common(added: argparse.ArgumentParser, model: str, size: str) -> None:
-        added.add_argument("-o", "--output", type=Path, required=True, help="mp4, webm, gif or webp file to write")
+        added.add_argument(
+            "-o", "--output", type=Path, required=True, help="mp4, webm, mov, mkv, gif or webp file to write"
+        )
         added.add_argument("--model", default=model, metavar="NAME|FILE", help="bundled model or file (%(default)s)")
         added.add_argument(
             "--tokenizer", type=Path, metavar="FOLDER", help="CLIP's vocab.json and merges.txt (full size)"
@@ -324,7 +355,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = command(animate, "turn a picture and a sentence into a clip")
     one.add_argument("photo", type=Path, metavar="PHOTO", help="any picture Pillow opens")
-    one.add_argument("--prompt", required=True, help='what moves and how, such as "the camera zooms in"')
+    one.add_argument("--prompt", type=_text, required=True, help='what moves and how, such as "the camera zooms in"')
     common(one, MODEL, "the picture's shape, long side 384")
     one.add_argument("--frames", type=_whole(2, 1000), metavar="N", help="frames before interpolation (the model's)")
     one.add_argument("--fps", type=_number(0.1, 240), help="frames a second before interpolation (the model's)")

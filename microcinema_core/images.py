@@ -6,9 +6,13 @@ A picture is (3, H, W), a clip (t, 3, h, w): float32 RGB in [0, 1].
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import socket
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +111,7 @@ def fit(picture: torch.Tensor, width: int, height: int) -> torch.Tensor:
     return picture.clamp(0, 1)  # bicubic overshoots at edges
 
 
-def sheet(frames: torch.Tensor, path: str | Path) -> None:
+def sheet(frames: Iterable[torch.Tensor], path: str | Path) -> None:
     """Write all frames (t, 3, h, w) side by side as one PNG of t·w x h pixels, as the paper's figures show them."""
     pixels = np.concatenate([to_bytes(frame) for frame in frames], axis=1)
     with whole_file(path) as part:
@@ -120,8 +124,15 @@ def to_bytes(picture: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
+def to_words(picture: torch.Tensor) -> np.ndarray:
+    """(3, h, w) in [0, 1] to (h, w, 3) uint16, rounded."""
+    values = (picture.detach().double().clamp(0, 1) * 65535).round().permute(1, 2, 0).cpu().numpy()
+    return np.ascontiguousarray(values.astype(np.uint16))
+
+
 def check_output(path: str | Path, suffixes: tuple[str, ...] = (".png",)) -> None:
-    """Raise MicroCinemaError unless a file of that name can be written, before any time is spent on its content."""
+    """Raise MicroCinemaError unless a file of that name can be written, before any time is spent on its content. What
+    a killed process left half written beside it is removed."""
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         raise MicroCinemaError(f"'{path}' is no name of a file that can be written: end it in {' or '.join(suffixes)}")
@@ -130,12 +141,15 @@ def check_output(path: str | Path, suffixes: tuple[str, ...] = (".png",)) -> Non
             raise MicroCinemaError(f"'{path}' is a folder: give the output another name")
         if not path.parent.is_dir():
             raise MicroCinemaError(f"the output folder '{path.parent}' does not exist: create it or choose another one")
+        with suppress(FileNotFoundError):
+            path.lstat()  # a name may be too long although its part's is not
         part = _part(path)
         part.touch()  # permissions alone do not tell: read-only disks, full disks, the administrator
         part.unlink()
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, ValueError) as error:  # a name with a NUL
+        reason = getattr(error, "strerror", None) or error
         raise MicroCinemaError(f"'{path}' cannot be written ({reason}): choose another name or folder") from error
+    _remove_stale(path.parent)
 
 
 @contextmanager
@@ -153,4 +167,31 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def _part(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    """Names the process that writes it, and its machine, for folders are shared."""
+    stem = path.stem.encode()[:150].decode(errors="ignore")
+    return path.with_name(f".{stem}.part-{_machine()}.{os.getpid()}{path.suffix}")
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what processes of this machine that are dead now left half written in a folder."""
+    for left in folder.glob(f".*.part-{_machine()}.*"):
+        match = re.fullmatch(r"\..+\.part-[0-9a-f]{8}\.(\d+)(\.\w+)?", left.name)
+        if match and not _runs(int(match[1])):
+            with suppress(OSError):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _runs(process: int) -> bool:
+    if os.name == "nt":  # where signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -75,21 +76,24 @@ class Pipeline:
         """Picture (3, H, W), fitted to width × height, and a sentence → frames (t, 3, height, width).
 
         The picture is the condition of the centre frame t//2. What is None comes from the model's header. Noise is
-        drawn on the CPU from `seed`, so that it is the same on every device.
+        drawn on the CPU from `seed`, so that it is the same on every device. Raises MicroCinemaError for a size that
+        is no whole number of latent cells, for no frames or steps, and where the network's numbers overflow.
         """
         c = self.config
         self._require("centre")
-        picture = fit(picture, width or c.width, height or c.height)
+        frames = c.network.frames if frames is None else frames
+        width, height = c.width if width is None else width, c.height if height is None else height
+        check_size(width, height, c)
+        picture = fit(picture, width, height)
         latents = self.encode(picture[None])[None]
         cfg = c.cfg if cfg is None else cfg
         context = self.text.encode([prompt] if cfg == 1 else ["", prompt]) if self.text else None
         sampled = self.sample(
-            latents, context, frames=frames or c.network.frames, steps=steps, cfg=cfg, lambda_=lambda_, gamma=gamma,
+            latents, context, frames=frames, steps=steps, cfg=cfg, lambda_=lambda_, gamma=gamma,
             churn=churn, seeds=[seed], progress=progress,
         )  # fmt: skip
         return self.decode(sampled[0])
 
-    @torch.no_grad()
     def interpolate(
         self,
         frames: Tensor,
@@ -99,45 +103,74 @@ class Pipeline:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Frames (n, 3, h, w) of any size → ((n−1)·(N−1)^passes + 1, 3, h, w), N = 5 the model's clip length.
+        """Frames (n, 3, h, w) of any size → ((n−1)·(N−1)^passes + 1, 3, h, w), N = 5 the model's clip length."""
+        count = len(frames)
+        made = self.interpolated(frames, count, passes=passes, steps=steps, seed=seed, progress=progress)
+        return torch.stack(list(made))
+
+    def interpolated(
+        self,
+        frames: Iterable[Tensor],
+        count: int,
+        *,
+        passes: int = 1,
+        steps: int | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Iterator[Tensor]:
+        """Frames (3, h, w) of any size, about `count` of them, → those and the new ones between them, as they are asked
+        for: a few windows are held at a time, whatever the clip's length.
 
         Input frames come out unchanged at their places. Each window has a seed of its own, so the result does not
         depend on how windows are batched; a batch that a GPU's memory does not hold is halved.
         """
         self._require("ends")
-        inner = self.config.network.frames - 1
-        counts = [(len(frames) - 1) * inner**i for i in range(passes)]
         steps = self.config.steps if steps is None else steps
-        done, total, most = 0, sum(counts) * steps, 4
-        height, width = frames.shape[2:]
-        frames = self._padded(frames)
-        for index, windows in enumerate(counts):
-            out, start = [frames[:1]], 0
-            while start < windows:
-                ends = torch.stack((frames[:-1], frames[1:]), 1)[start : start + most]
-                seeds = [(seed * 1_000_003 + index) * 1_000_003 + start + i for i in range(len(ends))]
-                report = progress and _offset(progress, done, len(ends), total)
+        inner = self.config.network.frames - 1
+        windows = sum((count - 1) * inner**i for i in range(passes))
+        report = _Report(progress, windows * steps)
+        first, frames = _peek(frames)
+        height, width = first.shape[1:]
+        out = map(self._padded, frames)
+        for index in range(passes):
+            out = self._pass(out, steps, (seed * 1_000_003 + index) * 1_000_003, report)
+        return (frame[:, :height, :width] for frame in out)
+
+    def _pass(self, frames: Iterator[Tensor], steps: int, seed: int, report: _Report) -> Iterator[Tensor]:
+        """Frames and what comes between them; window i has the seed `seed` + i."""
+        last = next(frames)
+        yield last
+        most, start = 4, 0
+        while len(ahead := [last, *islice(frames, most)]) > 1:
+            ends = torch.stack((torch.stack(ahead[:-1]), torch.stack(ahead[1:])), 1)
+            while len(ends):
+                now = ends[:most]
                 try:
-                    out.append(self._between(ends, steps, seeds, report))
+                    made = self.between(now, [seed + start + i for i in range(len(now))], steps, report.of(len(now)))
                 except torch.cuda.OutOfMemoryError:
-                    if len(ends) == 1:
+                    if len(now) == 1:
                         raise
-                    most = len(ends) // 2
+                    most = len(now) // 2
                     continue
-                done += len(ends) * steps
-                start += len(ends)
-            frames = torch.cat(out)
-        return frames[:, :, :height, :width]
+                report.add(len(now) * steps)
+                start, ends = start + len(now), ends[len(now) :]
+                for between, end in zip(made, now[:, 1], strict=True):
+                    yield from between
+                    yield end
+            last = ahead[-1]
 
-    def _padded(self, frames: Tensor) -> Tensor:
+    def _padded(self, frame: Tensor) -> Tensor:
         """Last lines repeated until the sides are whole latent cells, and enough for the network's coarsest level."""
-        factor = self.config.autoencoder.factor
-        least = factor * 2 ** (len(self.config.network.channel_multipliers) - 1)
-        rows, columns = (max(least, -(-side // factor) * factor) - side for side in frames.shape[2:])
-        return F.pad(frames, (0, columns, 0, rows), mode="replicate") if rows or columns else frames
+        factor, least = self.config.autoencoder.factor, least_side(self.config)
+        rows, columns = (max(least, -(-side // factor) * factor) - side for side in frame.shape[1:])
+        return F.pad(frame[None], (0, columns, 0, rows), mode="replicate")[0] if rows or columns else frame
 
-    def _between(self, ends: Tensor, steps: int, seeds: list[int], progress: Progress | None) -> Tensor:
-        """Windows (b, 2, 3, h, w) → the frames after each first one, up to and including each second, unchanged."""
+    @torch.no_grad()
+    def between(
+        self, ends: Tensor, seeds: list[int], steps: int | None = None, progress: Progress | None = None
+    ) -> Tensor:
+        """A batch of windows (b, 2, 3, h, w), whose sides are whole latent cells, and a seed for each → the frames
+        (b, N − 2, 3, h, w) between their two."""
         count = self.config.network.frames
         latents = self.encode(ends.flatten(0, 1)).unflatten(0, (-1, 2))
         encoded = self.network.encode_condition(latents.to(self.dtype))
@@ -148,7 +181,7 @@ class Pipeline:
         lost = ends - self.decode(latents.flatten(0, 1)).unflatten(0, (-1, 2))
         lost = self.network.carry(encoded, lost.to(self.device), count)[:, 1:-1].cpu()
         middle = self.decode(sampled[:, 1:-1].flatten(0, 1)).unflatten(0, (-1, count - 2))
-        return torch.cat(((middle + lost).clamp(0, 1), ends[:, 1:]), 1).flatten(0, 1)
+        return (middle + lost).clamp(0, 1)
 
     @torch.no_grad()
     def sample(
@@ -172,6 +205,9 @@ class Pipeline:
         lambda_ = c.lambda_ if lambda_ is None else lambda_
         gamma = c.gamma if gamma is None else gamma
         steps = c.steps if steps is None else steps
+        for what, number in (("frames", frames), ("steps", steps)):
+            if number < 1:
+                raise MicroCinemaError(f"a clip of {number} {what} cannot be made: give 1 or more")
         sigmas = NoiseSchedule().sigmas_for(steps)  # on the CPU: 0-dim values that a GPU takes without waiting
         generators = [torch.Generator().manual_seed(seed % 2**63) for seed in seeds]
         shape = (frames, *condition.shape[2:])
@@ -180,10 +216,19 @@ class Pipeline:
         if encoded is None:
             encoded = self.network.encode_condition(condition.to(self.dtype), lambda_)
         denoise = Denoiser(self.network, c, encoded, context, cfg)
-        return sample_euler_edm(
+        sampled = sample_euler_edm(
             denoise, initial(noise, sigmas[0]), sigmas, progress and (lambda i, _: progress(i + 1, steps)),
             mean=prior_mean(condition, frames, lambda_ + gamma), s_churn=churn, generator=generators[0],
         )  # fmt: skip
+        if not torch.isfinite(sampled).all():
+            raise MicroCinemaError(self._overflow())
+        return sampled
+
+    def _overflow(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        better = [name for name in ("bfloat16", "float32") if name in self.config.dtypes and name != dtype]
+        cure = f"choose {' or '.join(better)}" if better else "lower cfg and churn, or fetch the file again"
+        return f"the model '{self.config.name}' gave numbers that are none (NaN or infinite) in {dtype}: {cure}"
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Pictures (n, 3, h, w) → scaled latents (n, C, h/f, w/f), float32."""
@@ -202,6 +247,36 @@ class Pipeline:
             )
 
 
-def _offset(progress: Progress, done: int, windows: int, total: int) -> Progress:
-    """Progress of one batch of windows, told as progress of the whole."""
-    return lambda step, _: progress(done + step * windows, total)
+class _Report:
+    """Progress of windows told as progress of the whole."""
+
+    def __init__(self, progress: Progress | None, total: int):
+        self.progress, self.total, self.done = progress, total, 0
+
+    def of(self, windows: int) -> Progress | None:
+        """For one batch of windows."""
+        return self.progress and (lambda step, _: self.progress(self.done + step * windows, self.total))
+
+    def add(self, steps: int) -> None:
+        self.done += steps
+
+
+def _peek(frames: Iterable[Tensor]) -> tuple[Tensor, Iterator[Tensor]]:
+    """The first frame, and all of them."""
+    frames = iter(frames)
+    first = next(frames)
+    return first, chain([first], frames)
+
+
+def least_side(config: ModelConfig) -> int:
+    """One cell at the network's coarsest level, in pixels."""
+    return config.autoencoder.factor * 2 ** (len(config.network.channel_multipliers) - 1)
+
+
+def check_size(width: int, height: int, config: ModelConfig) -> None:
+    """Raise MicroCinemaError unless a model can make a clip of width × height pixels."""
+    factor, least = config.autoencoder.factor, least_side(config)
+    if width % factor or height % factor or min(width, height) < least:
+        near = "x".join(str(max(least, round(side / factor) * factor)) for side in (width, height))
+        message = f"the size {width}x{height} does not fit the model '{config.name}', whose sides are multiples of"
+        raise MicroCinemaError(f"{message} {factor} from {least} on: choose {near} (--size {near})")

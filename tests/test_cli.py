@@ -186,7 +186,6 @@ def test_bad_input_ends_with_one_sentence(workplace, capsys, options):
         ("interpolate missing.mp4 -o clip.mp4", ["missing.mp4", "does not exist"]),
         ("interpolate broken.jpg -o clip.mp4", ["broken.jpg"]),
         ("interpolate one.gif -o clip.mp4", ["one.gif", "1 frame"]),
-        ("interpolate odd.gif -o clip.mp4", ["100x50", "--size 96x48"]),
         ("interpolate odd.gif -o clip.mp4 --passes 0", ["--passes", "'0'"]),
         ("interpolate odd.gif -o clip.mp4 --size 96x64 --model demo-base", ["demo-base", "demo-interpolation"]),
         ("info nobody", ["nobody", "demo-base"]),

@@ -1,0 +1,325 @@
+"""Video streams through PyAV: mp4, webm, mov and mkv out, whatever FFmpeg reads in, with their sound.
+
+Everything passes frame by frame: what is held does not grow with the clip's length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import av
+import numpy as np
+from av.codec.context import Flags
+from av.video.reformatter import ColorRange, Colorspace
+from torch import Tensor
+
+from . import images
+from .errors import MicroCinemaError
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How one kind of file is encoded."""
+
+    encoder: str
+    pixels: str  # FFmpeg's name of the pixel format
+    options: dict[str, str]
+    container: dict[str, str]
+    sound: tuple[str, str]  # encoder, its samples
+    crf: tuple[int, int] | None = None  # at quality 0 and at 80; None where it always keeps all it can
+    most_crf: int = 51
+    only_rate: int | None = None  # of sound
+    tag: str | None = None  # the name by which players know the encoding, where it is not FFmpeg's first
+
+
+_MOV = {"movflags": "+faststart+use_metadata_tags"}
+CODECS = {
+    # No macroblock tree: with it, and with one thread as with four, x264 on a processor with AVX-512 wrote different
+    # files for equal frames whose brightness changes.
+    "h264": Codec("libx264", "yuv420p", {"preset": "medium", "mbtree": "0"}, _MOV, ("aac", "fltp"), (34, 14)),
+    "h265": Codec(
+        "libx265", "yuv420p10le", {"preset": "medium", "x265-params": "log-level=error:frame-threads=1:info=0"}, _MOV,
+        ("aac", "fltp"), (38, 18), tag="hvc1",
+    ),
+    "vp9": Codec("libvpx-vp9", "yuv420p", {"b": "0"}, {}, ("libopus", "flt"), (46, 18), 63, 48_000),
+    "prores": Codec("prores_ks", "yuv422p10le", {"profile": "hq", "vendor": "apl0"}, _MOV, ("pcm_s16le", "s16")),
+    "ffv1": Codec("ffv1", "bgr0", {"level": "3", "slices": "4", "slicecrc": "1", "g": "1"}, {}, ("flac", "s16")),
+}  # fmt: skip
+BY_SUFFIX = {".mp4": "h264", ".webm": "vp9", ".mov": "prores", ".mkv": "ffv1"}
+_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # of AAC, and all others hold them too
+BT709 = 1  # its number in H.273, for primaries, transfer and matrix alike
+LIMITED = 1  # FFmpeg's AVCOL_RANGE_MPEG: black is 16 and white 235
+_OUT_OF_STEP = 0.05  # seconds by which sound may be early or late in a file before it is moved
+
+
+@dataclass
+class Sound:
+    """Samples (channels, n) in [-1, 1], 1 or 2 channels, in pieces of any length."""
+
+    rate: int
+    channels: int
+    pieces: Iterator[np.ndarray]
+
+
+def whole_sound(samples: Tensor, rate: int) -> Sound:
+    """Sound that is there already; of more than two channels the first two."""
+    values = samples[:2].float().clamp(-1, 1).cpu().numpy()
+    return Sound(rate, len(values), iter([values]))
+
+
+# --- writing ---
+
+
+def write_stream(
+    path: Path, frames: Iterator[Tensor], fps: float, codec: str, tags: dict[str, str], quality: int, crf: int | None,
+    sound: Sound | None,
+) -> int:  # fmt: skip
+    """Write frames (3, h, w) to a file that may be half written in the end; how many there were."""
+    kind = CODECS[codec]
+    options = dict(kind.options)
+    if kind.crf:
+        lowest, usual = kind.crf
+        options["crf"] = str(round(lowest + (usual - lowest) * quality / 80) if crf is None else crf)
+    rate = Fraction(fps).limit_denominator(1001)  # keeps 30000/1001
+    stream, track, count = None, None, 0
+    # bitexact: no date and no library versions in the file
+    with av.open(str(path), "w", options={"fflags": "+bitexact", **kind.container}) as container:
+        container.metadata.update(tags)
+        for frame in frames:
+            picture = _picture(frame, kind.pixels)
+            if stream is None:
+                stream = container.add_stream(kind.encoder, rate=rate, options=options)
+                stream.height, stream.width = picture.height, picture.width
+                stream.pix_fmt = kind.pixels
+                if kind.tag:
+                    stream.codec_context.codec_tag = kind.tag
+                _tag_bt709(stream.codec_context, kind.pixels)
+                stream.codec_context.flags |= Flags.bitexact
+                stream.codec_context.thread_count = 4  # fixed: the encoders' output depends on it
+                track = sound and _Track(container, kind, sound)
+            picture.pts, picture.time_base = count, 1 / rate
+            container.mux(stream.encode(picture))
+            count += 1
+            if track:
+                track.write(count / rate)
+        if stream is None:
+            raise MicroCinemaError("a clip without frames cannot be written: give at least one")
+        container.mux(stream.encode())
+        if track:
+            track.close()
+    return count
+
+
+def _picture(frame: Tensor, pixels: str) -> av.VideoFrame:
+    """A frame (3, h, w) as the encoder wants it; where two pixels share a colour, an odd side repeats its last line."""
+    deep = "10" in pixels
+    values = images.to_words(frame) if deep else images.to_bytes(frame)
+    if pixels == "bgr0":
+        return av.VideoFrame.from_ndarray(values, format="rgb24").reformat(format=pixels)
+    rows, columns, _ = values.shape
+    values = np.pad(values, ((0, rows % 2), (0, columns % 2), (0, 0)), mode="edge")
+    picture = av.VideoFrame.from_ndarray(values, format="rgb48le" if deep else "rgb24")
+    picture = picture.reformat(format=pixels, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+    _tag_bt709(picture, pixels)
+    return picture
+
+
+def _tag_bt709(target: av.VideoFrame | av.VideoCodecContext, pixels: str) -> None:
+    if pixels.startswith("yuv"):
+        target.colorspace = target.color_primaries = target.color_trc = BT709
+        target.color_range = LIMITED
+
+
+class _Track:
+    """The sound of a file in the making, written as far as its pictures are."""
+
+    def __init__(self, container, kind: Codec, sound: Sound):
+        encoder, samples = kind.sound
+        rate = kind.only_rate or (sound.rate if sound.rate in _RATES else 48_000)
+        self.container, self.sound = container, sound
+        self.layout = "mono" if sound.channels == 1 else "stereo"
+        self.stream = container.add_stream(encoder, rate=rate, layout=self.layout)
+        self.stream.codec_context.flags |= Flags.bitexact
+        self.resampler = av.AudioResampler(samples, self.layout, rate)
+        self.rest = np.empty((sound.channels, 0), np.float32)
+        self.position = 0  # in the sound's samples
+
+    def write(self, seconds: Fraction) -> None:
+        """All sound up to this time, as far as there is any."""
+        wanted = int(seconds * self.sound.rate) - self.position
+        pieces, length = [self.rest], self.rest.shape[1]
+        while length < wanted and (piece := next(self.sound.pieces, None)) is not None:
+            pieces.append(piece)
+            length += piece.shape[1]
+        joined = np.concatenate(pieces, 1)
+        now, self.rest = joined[:, :wanted], joined[:, wanted:]
+        if now.shape[1]:
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(now), format="fltp", layout=self.layout)
+            frame.sample_rate, frame.pts = self.sound.rate, self.position
+            frame.time_base = Fraction(1, self.sound.rate)
+            self.position += now.shape[1]
+            self._encode(frame)
+
+    def close(self) -> None:
+        self._encode(None)
+        self.container.mux(self.stream.encode())
+
+    def _encode(self, frame: av.AudioFrame | None) -> None:
+        for resampled in self.resampler.resample(frame):
+            self.container.mux(self.stream.encode(resampled))
+
+
+# --- reading ---
+
+
+@dataclass
+class Stream:
+    """A file's pictures (h, w, 3) in uint8, once, and what is known of them before the first one is decoded."""
+
+    fps: float
+    count: int
+    pictures: Iterator[np.ndarray]
+    sound: Sound | None
+    notes: list[str] = field(default_factory=list)  # what is done to it, a sentence each
+
+
+def open_stream(path: Path) -> Stream:
+    """Look through the file without decoding it. Raises MicroCinemaError for a file that is cut off, av.FFmpegError and
+    OSError for one that cannot be read."""
+    with _open(path) as container:
+        if not container.streams.video:
+            raise MicroCinemaError(f"'{path}' has no pictures in it: choose a video")
+        stream = container.streams.video[0]
+        told, length = stream.frames, container.duration and container.duration / av.time_base
+        measured = length if "matroska" in container.format.name else None  # others guess where it is not told
+        average = stream.average_rate or stream.guessed_rate or Fraction(24)
+        tracks = [(track.index, track.rate, track.channels) for track in container.streams.audio]
+        packets, ends, times = 0, 0.0, []
+        for packet in container.demux():
+            at = packet.dts if packet.pts is None else packet.pts
+            if packet.stream.index == stream.index and packet.size:
+                packets += 1
+                if packet.is_corrupt:
+                    raise _cut_off(path, times)
+                if not packet.is_discard:
+                    times.append(packets / average if at is None else at * packet.time_base)
+            if at is not None:
+                ends = max(ends, float((at + (packet.duration or 0)) * packet.time_base))
+    if not times:
+        raise MicroCinemaError(f"'{path}' is broken or holds no frames: choose another video")
+    if packets < told or (measured and measured - ends > max(0.1, 2 / average)):
+        raise _cut_off(path, times)
+    times.sort()
+    notes = []
+    if len(tracks) > 1:
+        notes.append(f"'{path}' has {len(tracks)} tracks of sound: the first is kept")
+    rate, steady = _rate(times, average)
+    pictures, count = _decoded(path, times), len(times)
+    if steady:
+        pictures = (picture for _, picture in pictures)
+    else:
+        count = int((times[-1] - times[0]) * rate + Fraction(1, 2)) + 1
+        notes.append(
+            f"'{path}' shows its frames for different times: it is read at {float(rate):.4g} frames per second, each "
+            "frame as often as it is shown"
+        )
+        pictures = _held(pictures, times[0], rate, count)
+    sound = _sound(path, *tracks[0], float(times[0])) if tracks and tracks[0][1] else None
+    return Stream(float(rate), count, pictures, sound, notes)
+
+
+def read_tags(path: Path) -> dict[str, str]:
+    with _open(path) as container:
+        return dict(container.metadata)
+
+
+def _open(path: Path):
+    return av.open(str(path), metadata_errors="replace")
+
+
+def _cut_off(path: Path, times: list[Fraction]) -> MicroCinemaError:
+    seconds = float(max(times) - min(times)) if times else 0
+    return MicroCinemaError(
+        f"'{path}' is cut off: its pictures end after {seconds:.2f} s, before the end that it tells of: fetch it "
+        "again, or save what there is as a new file"
+    )
+
+
+def _rate(times: list[Fraction], average: Fraction) -> tuple[Fraction, bool]:
+    """Frames per second, and whether every frame is at its place by it."""
+    if len(times) == 1:
+        return average, True
+    gaps = [after - before for before, after in pairwise(times)]
+    whole, usual = times[-1] - times[0], median(gaps)
+    found = [(len(times) - 1) / whole, 1 / usual] if usual > 0 else []
+    rates = [average, *(Fraction(rate).limit_denominator(1001) for rate in found)]
+    for rate in rates:
+        drift = max(abs((time - times[0]) * rate - index) for index, time in enumerate(times))
+        if drift < 0.6 and max(abs(gap * rate - 1) for gap in gaps) < 0.6:  # times in files are rounded
+            return rate, True
+    return min(rates[-1], Fraction(240)), False
+
+
+def _decoded(path: Path, times: list[Fraction]) -> Iterator[tuple[Fraction, np.ndarray]]:
+    """Every frame with its time. Raises MicroCinemaError where one cannot be read."""
+    last = times[0]
+
+    def damaged() -> MicroCinemaError:
+        return MicroCinemaError(f"'{path}' is damaged at {float(last - times[0]):.2f} s: save it anew, or cut it there")
+
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        try:
+            for index, frame in enumerate(container.decode(stream)):
+                if frame.is_corrupt:
+                    raise damaged()
+                last = times[min(index, len(times) - 1)] if frame.pts is None else frame.pts * frame.time_base
+                # a phone held upright stores its pictures lying down, and how to turn them
+                yield last, np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)).copy()
+        except av.FFmpegError as error:
+            raise damaged() from error
+    if times[-1] - last > 1.5 * (times[-1] - times[0]) / max(1, len(times) - 1):
+        raise damaged()
+
+
+def _held(
+    pictures: Iterator[tuple[Fraction, np.ndarray]], start: Fraction, rate: Fraction, count: int
+) -> Iterator[np.ndarray]:
+    """At each of `count` even times the picture that is shown there."""
+    shown, coming = None, next(pictures, None)
+    for index in range(count):
+        while coming and (shown is None or coming[0] <= start + (index + Fraction(1, 2)) / rate):
+            shown, coming = coming[1], next(pictures, None)
+        if shown is not None:
+            yield shown
+
+
+def _sound(path: Path, index: int, rate: int, channels: int, start: float) -> Sound:
+    """The sound of a file from its first picture on: silence where it has gaps."""
+    channels = min(channels, 2)
+
+    def pieces() -> Iterator[np.ndarray]:
+        resampler = av.AudioResampler("fltp", "mono" if channels == 1 else "stereo", rate)
+        position = 0
+        with _open(path) as container:
+            for frame in container.decode(container.streams[index]):
+                due = position if frame.pts is None else round((float(frame.pts * frame.time_base) - start) * rate)
+                for part in resampler.resample(frame):
+                    samples = part.to_ndarray()
+                    late = due - position
+                    if position and abs(late) < _OUT_OF_STEP * rate:  # times in files are rounded
+                        late = 0
+                    samples = samples[:, max(0, -late) :]
+                    for silence in (min(rate, late - done) for done in range(0, late, rate)):
+                        yield np.zeros((channels, silence), np.float32)
+                    position += max(0, late) + samples.shape[1]
+                    due = position
+                    if samples.shape[1]:
+                        yield samples
+
+    return Sound(rate, channels, pieces())
