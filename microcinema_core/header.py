@@ -54,8 +54,13 @@ def resolve(name: str | Path) -> Path:
     bundled = bundled_models()
     if str(name) in bundled:
         return bundled[str(name)]
-    if not Path(name).is_file():
-        raise MicroCinemaError(f"no model '{name}': give a .safetensors file or a bundled name ({', '.join(bundled)})")
+    try:
+        found = Path(name).is_file()
+    except (OSError, ValueError):  # no name that a file can have
+        found = False
+    if not found:
+        names = ", ".join(bundled)
+        raise MicroCinemaError(f"no model '{shown(str(name))}': give a .safetensors file or a bundled name ({names})")
     return Path(name)
 
 

@@ -69,6 +69,8 @@ def check_images(images: torch.Tensor, least: int = 1) -> torch.Tensor:
     if images.shape[0] < least:
         some = "is empty: wire at least one picture" if least == 1 else f"has {images.shape[0]} frame(s): wire {least}"
         raise MicroCinemaError(f"The image batch {some}.")
+    if 0 in images.shape:
+        raise MicroCinemaError(f"The image is of shape {tuple(images.shape)}, it has no pixels: check the node before.")
     images = images[..., :3].float()
     if not torch.isfinite(images).all():
         raise MicroCinemaError("The image holds NaN or infinite pixels: check the node that made it, or its precision.")
