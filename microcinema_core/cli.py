@@ -228,9 +228,11 @@ def _check_outputs(outputs: list[Path | None], inputs: list[Path]) -> None:
     outputs = [path for path in outputs if path]
     for index, output in enumerate(outputs):
         for other in [*inputs, *outputs[:index]]:
+            same = output.absolute() == other.absolute()
             with suppress(OSError, ValueError):  # neither is there, or no name of a file: told by whoever opens it
-                if output.absolute() == other.absolute() or output.samefile(other):
-                    raise MicroCinemaError(f"'{output}' would overwrite '{other}': give the output another name")
+                same = same or output.samefile(other)
+            if same:
+                raise MicroCinemaError(f"'{output}' would overwrite '{other}': give the output another name")
 
 
 def _check_words(prompt: str, pipeline: Pipeline) -> None:

@@ -168,7 +168,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 def _part(path: Path) -> Path:
     """Names the process that writes it, and its machine, for folders are shared."""
-    stem = path.stem.encode()[:150].decode(errors="ignore")
+    stem = os.fsdecode(os.fsencode(path.stem)[:150])
     return path.with_name(f".{stem}.part-{_machine()}.{os.getpid()}{path.suffix}")
 
 

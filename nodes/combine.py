@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,11 +14,16 @@ from comfy_api.latest import InputImpl, Types, io, ui
 
 from ..microcinema_core import video
 from ..microcinema_core.errors import MicroCinemaError
+from .display import show_text
 from .schema import check_images, in_range, schema
 
-FORMATS = {
-    "mp4 (h264)": ".mp4", "webm (vp9)": ".webm", "webp (animated)": ".webp", "gif": ".gif", "png sequence": "",
+FORMATS = {  # the file's ending, and its codec where the ending does not say it
+    "mp4 (h264)": (".mp4", None), "webm (vp9)": (".webm", None), "webp (animated)": (".webp", None),
+    "gif": (".gif", None), "png sequence": ("", None), "mp4 (h265, 10 bit)": (".mp4", "h265"),
+    "mov (ProRes 422 HQ)": (".mov", None), "mkv (FFV1, lossless)": (".mkv", None),
 }  # fmt: skip
+NOT_PLAYED = list(FORMATS)[-3:]  # by most browsers
+WITH_CRF = ["mp4 (h264)", "webm (vp9)", "mp4 (h265, 10 bit)"]
 
 
 class VideoCombine(io.ComfyNode):
@@ -27,16 +31,26 @@ class VideoCombine(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="MicroCinemaVideoCombine",
-            display_name="Video Combine",
+            display_name="Video Combine (MicroCinema)",
             description="Writes images as one video file and shows it. The workflow travels inside, where the format "
             "can hold it: drop the file on the canvas to get it back.",
-            search_aliases=["save video", "mp4", "webm", "gif", "animated webp", "export video"],
+            search_aliases=[
+                "microcinema", "video combine", "save video", "export video", "images to video", "mp4", "webm", "gif",
+                "animated webp", "prores", "ffv1", "h265", "10 bit",
+            ],
             inputs=[
                 io.Image.Input("images", tooltip="The frames, in order."),
                 io.Float.Input("fps", default=8.0, min=0.01, max=1000.0, step=0.01, tooltip="Frames per second."),
-                io.Combo.Input("format", options=list(FORMATS), tooltip="A gif holds no workflow and 256 colours."),
+                io.Combo.Input(
+                    "format", options=list(FORMATS),
+                    tooltip="A gif holds no workflow and 256 colours. The last three are for editing: most browsers do "
+                    "not play them, and mkv gives no workflow back.",
+                ),
                 io.Int.Input(
-                    "quality", default=80, min=0, max=100, tooltip="More is better and larger. Not for gif and png.",
+                    "quality", default=80, min=0, max=100,
+                    tooltip="More is better and larger. The encoder's CRF is 34 − 0.25·quality for h264 (80: 14), "
+                    "38 − 0.25·quality for h265 (80: 18), 46 − 0.35·quality for vp9 (80: 18). Not for gif, png, ProRes "
+                    "and FFV1.",
                 ),
                 io.Int.Input(
                     "loop_count", default=0, min=0, max=1000, tooltip="Of webp and gif; 0 plays for ever.",
@@ -47,7 +61,13 @@ class VideoCombine(io.ComfyNode):
                 ),
                 io.Boolean.Input("save", default=True, tooltip="Off: a preview only, in the temporary folder."),
                 io.Audio.Input(
-                    "audio", optional=True, tooltip="For mp4 and webm; it is cut where the pictures end.",
+                    "audio", optional=True,
+                    tooltip="For mp4, webm, mov and mkv; it is cut where the pictures end.",
+                ),
+                io.Int.Input(
+                    "crf", default=-1, min=-1, max=63, optional=True, extra_dict={"advanced": True},
+                    tooltip="The encoder's own scale, instead of quality: less is better and larger. h264 and h265 "
+                    "take 0 to 51, vp9 0 to 63. -1: from quality.",
                 ),
             ],
             outputs=[io.Video.Output(display_name="video")],
@@ -57,15 +77,23 @@ class VideoCombine(io.ComfyNode):
 
     @classmethod
     @in_range
-    def execute(cls, images, fps, format, quality, loop_count, ping_pong, filename_prefix, save, audio=None):
+    def execute(
+        cls, images, fps, format, quality, loop_count, ping_pong, filename_prefix, save, audio=None, crf=-1
+    ):  # fmt: skip
         images = check_images(images)
-        suffix = FORMATS[format]
+        suffix, codec = FORMATS[format]
         most = video.MOST_FPS.get(suffix, fps)
         if fps > most:
             raise MicroCinemaError(f"{format} can hold {most} frames per second, not {fps:g}: lower fps or take mp4.")
         height, width = images.shape[1:3]
-        if suffix in video.CODECS and (height % 2 or width % 2):
-            logging.info("MicroCinema: %dx%d has an odd side; its last line is repeated.", width, height)
+        notes = []
+        if suffix in video.EVEN and (height % 2 or width % 2):
+            notes.append(f"{width}×{height} has an odd side; its last line is repeated.")
+        sound = cls._sound(audio)
+        if sound and suffix not in video.WITH_SOUND:
+            notes.append(f"{format} holds no sound; it is left out.")
+        if crf >= 0 and format not in WITH_CRF:
+            notes.append(f"{format} has no CRF; it is left as it is.")
         kind = io.FolderType.output if save else io.FolderType.temp
         root = folder_paths.get_output_directory() if save else folder_paths.get_temp_directory()
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, root, width, height)
@@ -75,19 +103,31 @@ class VideoCombine(io.ComfyNode):
         order += order[-2:0:-1] if ping_pong else []
         frames = cls._stream(images, order)
         if suffix:
-            sound = None
-            if audio is not None and suffix in video.CODECS:
-                sound = (audio["waveform"][0], audio["sample_rate"])
-            video.write_video(path, frames, fps, cls._graph(), quality=quality, loop=loop_count, audio=sound)
+            video.write_video(
+                path, frames, fps, cls._graph(), codec=codec, quality=quality, crf=crf if crf >= 0 else None,
+                loop=loop_count, audio=sound if suffix in video.WITH_SOUND else None,
+            )  # fmt: skip
             shown = [ui.SavedResult(path.name, subfolder, kind)]
         else:
             written = video.write_sequence(path, frames, cls._graph())
             shown = [ui.SavedResult(file.name, str(Path(subfolder) / path.name), kind) for file in written]
-        preview = {"images": shown}
-        if suffix not in ("", ".gif"):
-            preview["animated"] = (True,)
+        if format in NOT_PLAYED:
+            notes.append(f"{path.name}: written; browsers do not play it.")
+            preview = {"files": shown}  # the canvas draws no player for this, and a client finds the file
+        else:
+            preview = {"images": shown}
+            if suffix not in ("", ".gif"):
+                preview["animated"] = (True,)
+        if notes:
+            show_text("\n".join(notes))
         components = Types.VideoComponents(images=images[order], audio=audio, frame_rate=Fraction(fps))
         return io.NodeOutput(InputImpl.VideoFromComponents(components), ui=preview)
+
+    @staticmethod
+    def _sound(audio):
+        if audio is None or not audio["waveform"].numel():
+            return None
+        return audio["waveform"][0], audio["sample_rate"]
 
     @staticmethod
     def _stream(images, order):

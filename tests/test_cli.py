@@ -1,6 +1,7 @@
 """The command as a person types it: a clip with the bundled model, and one sentence for every kind of bad input."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -76,6 +77,96 @@ def test_interpolate_a_video(clip, tmp_path):
     after, fps_after = video.read_video(output)
     assert len(after) == 4 * (len(before) - 1) + 1 and fps_after == 4 * fps
     assert (after[::4] - before).abs().mean() < 0.02  # its own frames stay, but for encoding them twice
+
+
+def test_sound_and_odd_sizes_of_a_video_are_kept(tmp_path, capsys):
+    tone = torch.sin(torch.arange(48_000) * 2 * 3.14159 * 440 / 48_000).expand(2, -1)
+    video.write_video(tmp_path / "a.mkv", torch.rand(9, 3, 51, 75), 8, audio=(tone, 48_000))
+    for name in ("b.mp4", "b.mkv", "b.gif"):
+        options = ["--steps", "1", "--device", "cpu", *["--passes", "1"][: 2 * (name == "b.gif")]]
+        assert main(["interpolate", str(tmp_path / "a.mkv"), "-o", str(tmp_path / name), *options]) == 0
+    opened = video.open_video(tmp_path / "b.mp4")
+    assert (opened.count, opened.fps, opened.size) == (33, 32, (76, 52))
+    assert sum(piece.shape[1] for piece in opened.sound.pieces) == pytest.approx(33 / 32 * 48_000, abs=2048)
+    assert video.open_video(tmp_path / "b.mkv").size == (75, 51) and video.open_video(tmp_path / "b.mkv").sound
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("microcinema: note:")]
+    assert "75x51 is made even" in notes[0] and "b.gif' cannot hold the sound" in notes[1] and len(notes) == 2
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
+    options = ["animate", PHOTO, "--prompt", PROMPT, "--size", "32x32", "--steps", "1", "-o", str(tmp_path / "a.gif")]
+    program = (
+        "import os, signal; from microcinema_core import animations, cli\n"
+        "def killed(path, *rest): path.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from microcinema_core import video; video.write_animation = killed; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *options], cwd=ROOT, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    [left] = tmp_path.iterdir()
+    assert left.name.startswith(".a.part-")
+    mine = left.with_name(left.name.replace(left.name.split(".")[-2], str(os.getppid())))  # of a process that runs
+    others = [tmp_path / ".a.part-00000000.99999.gif", tmp_path / ".a.4.gif", mine]
+    for path in others:
+        path.touch()
+    assert main(options) == 0
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "a.gif"])
+
+
+@pytest.mark.parametrize("kind", ["itself", "spelling", "symlink", "hard link"])
+def test_no_input_is_overwritten(tmp_path, capsys, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for given, command in (
+        ("clip.mp4", "interpolate clip.mp4 -o"),
+        ("photo.png", "animate photo.png --prompt left -o clip.mp4 --sheet"),
+        ("photo.gif", "animate photo.gif --prompt left -o"),
+    ):
+        if given == "photo.png":
+            Image.new("RGB", (32, 32)).save(given)
+        else:
+            video.write_video(given, torch.rand(2, 3, 32, 32), 2)
+        other = {"itself": given, "spelling": f"folder/../{given}"}.get(kind, f"folder/{given}")
+        if kind == "symlink":
+            Path(other).symlink_to(tmp_path / given)
+        elif kind == "hard link":
+            Path(other).hardlink_to(given)
+        before = Path(given).read_bytes()
+        assert main([*command.split(), other]) == 2
+        assert "would overwrite" in capsys.readouterr().err
+        assert Path(given).read_bytes() == before
+        Path(given).unlink()
+
+
+def test_a_type_that_the_model_does_not_offer_is_refused(tmp_path, capsys):
+    options = ["animate", PHOTO, "--prompt", PROMPT, "-o", str(tmp_path / "a.mp4"), "--dtype", "float16"]
+    assert_one_sentence(capsys, options, ["demo-base", "float16", "choose float32"], tmp_path)
+
+
+def test_names_that_are_no_text_in_this_encoding(tmp_path):
+    """Bytes that are no UTF-8, as file systems allow."""
+    output = os.fsencode(tmp_path) + b"/a\xff.mp4"
+    command = [sys.executable, "-m", "microcinema_core", "animate", PHOTO, "--size", "32x32", "-o", output, "--prompt"]
+    done = subprocess.run([*command, PROMPT], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0 and b"a\\udcff.mp4: 9 frames" in done.stdout and os.path.exists(output)
+    done = subprocess.run([*command, b"pan \xff left"], cwd=ROOT, capture_output=True)
+    assert done.returncode == 2 and b"is no valid UTF-8: type it anew" in done.stderr and b"Trace" not in done.stderr
+
+
+OPTIONS = ["fps", "size", "prompt", "model", "sheet", "dtype", "seed", "device", "tokenizer", "interpolate", "output"]
+
+
+@pytest.mark.parametrize("option", [*(f"--{name}" for name in OPTIONS), "-o"])
+def test_two_dashes_are_no_value(workplace, capsys, option):
+    words = [option, "has no value", "--help"]
+    assert_one_sentence(capsys, ["animate", PHOTO, "--prompt", "left", "-o", "a.mp4", f"{option}=--"], words, workplace)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "nowhere", "cpu:1", "meta", "cuda:99", "cuda:", "xla", "mps:x", "privateuseone", "hpu", "\0"]
+)
+def test_odd_devices(workplace, capsys, name):
+    options = ["animate", PHOTO, "--prompt", "left", "-o", "a.mp4", "--device", name]
+    assert_one_sentence(capsys, options, ["the device", "choose auto or cpu"], workplace)
 
 
 def test_a_word_the_model_does_not_know_is_a_warning(tmp_path, capsys):

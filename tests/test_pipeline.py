@@ -1,6 +1,7 @@
 """From a picture to frames and from frames to more frames, with a small model of random weights."""
 
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
@@ -171,7 +172,89 @@ def test_interpolation_progress_reaches_its_total(between):
     assert done == sorted(done) and done[-1] == 10
 
 
+def test_frames_are_made_as_they_are_asked_for(between):
+    """Two passes over a clip without end: what is read ahead are a few windows."""
+    read = 0
+
+    def endless():
+        nonlocal read
+        while True:
+            read += 1
+            yield pictures(3, 32, 32, seed=read)
+
+    made = between.interpolated(endless(), 10**9, passes=2, steps=1)
+    for index, frame in enumerate(islice(made, 16 * 12)):
+        assert index % 16 or torch.equal(frame, pictures(3, 32, 32, seed=1 + index // 16))
+        assert read <= 2 + index // 16 + 8
+
+
+def test_windows_that_memory_does_not_hold_are_halved(tiny_ends_model, monkeypatch):
+    frames, halved = pictures(6, 3, 32, 32), Pipeline(tiny_ends_model)
+    expected, whole, sizes = halved.interpolate(frames, steps=1), halved.between, []
+
+    def small(ends, *arguments):
+        sizes.append(len(ends))
+        if len(ends) > 1:
+            raise torch.cuda.OutOfMemoryError
+        return whole(ends, *arguments)
+
+    monkeypatch.setattr(halved, "between", small)
+    assert torch.allclose(halved.interpolate(frames, steps=1), expected, atol=1e-4)
+    assert sizes == [4, 2, 1, 1, 1, 1, 1]
+
+
+def test_the_sides_may_be_odd(between):
+    frames = pictures(3, 3, 31, 45)
+    out = between.interpolate(frames, steps=1)
+    assert out.shape == (9, 3, 31, 45) and torch.equal(out[::4], frames)
+
+
 # --- what it refuses, what it leaves alone ---
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frames": 0}, "0 frames cannot be made: give 1 or more"),
+        ({"frames": -3}, "-3 frames"),
+        ({"steps": 0}, "0 steps"),
+        ({"width": 33}, "33x32 does not fit .* multiples of 4 from 8 on: choose 32x32"),
+        ({"height": 0}, "32x0 does not fit"),
+        ({"height": 4}, "32x4 does not fit .*: choose 32x8"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_and_not_replaced(base, options, message):
+    with pytest.raises(MicroCinemaError, match=message):
+        base.animate(pictures(3, 32, 32), PROMPT, **options)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_no_black_clip(tiny_model, tiny_ends_model, monkeypatch, value):
+    for model, ask in (
+        (tiny_model, lambda p: p.animate(pictures(3, 32, 32), PROMPT)),
+        (tiny_ends_model, lambda p: p.interpolate(pictures(2, 3, 32, 32))),
+    ):
+        broken = Pipeline(model)
+        monkeypatch.setattr(broken, "network", _Broken(broken.network, value))
+        with pytest.raises(MicroCinemaError, match=f"'{model.config.name}' gave numbers that are none .* in float32"):
+            ask(broken)
+        broken.dtype = torch.float16
+        assert "in float16: choose bfloat16 or float32" in broken._overflow()
+
+
+class _Broken:
+    """A network whose last layer overflows."""
+
+    def __init__(self, network, value):
+        self.network, self.value = network, value
+
+    def __getattr__(self, name):
+        return getattr(self.network, name)
+
+    def __call__(self, x, *arguments, **options):
+        out = self.network(x, *arguments, **options)
+        out[0, 0, 0, 0] = self.value
+        return out
 
 
 def test_a_model_of_the_wrong_kind_is_named(base, between):
