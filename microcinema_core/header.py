@@ -18,10 +18,12 @@ from safetensors import SafetensorError, safe_open
 
 from .config import ModelConfig
 from .errors import MicroCinemaError
+from .validated import shown
 
 FORMAT, FORMAT_VERSION = "microcinema", "1"
 NETWORK, AUTOENCODER, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
 CONFIG = "microcinema.config"
+MOST_HEADER = 2**24  # bytes
 HOSTS_OWN = ("v_pred", "ztsnr")  # marks that ComfyUI's saving nodes add
 WARP = NETWORK + "forward_warp."
 WARPS_AUTOENCODER = WARP + "autoencoder."  # the same as the file's, and left out where there is one
@@ -52,8 +54,13 @@ def resolve(name: str | Path) -> Path:
     bundled = bundled_models()
     if str(name) in bundled:
         return bundled[str(name)]
-    if not Path(name).is_file():
-        raise MicroCinemaError(f"no model '{name}': give a .safetensors file or a bundled name ({', '.join(bundled)})")
+    try:
+        found = Path(name).is_file()
+    except (OSError, ValueError):  # no name that a file can have
+        found = False
+    if not found:
+        names = ", ".join(bundled)
+        raise MicroCinemaError(f"no model '{shown(str(name))}': give a .safetensors file or a bundled name ({names})")
     return Path(name)
 
 
@@ -63,25 +70,43 @@ def header(config: ModelConfig) -> dict[str, str]:
 
 
 def read_config(path: str | Path) -> ModelConfig:
-    """The configuration in the header. Raises MicroCinemaError on a file that is not ours."""
+    """The configuration in the header. Raises MicroCinemaError on a file that is not ours, and where the header asks for
+    a model much larger than the file."""
     try:
         with safe_open(path, "np") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT and CONFIG in file.keys():  # noqa: SIM118 (a safe_open is no dict)
-                metadata = json.loads(file.get_tensor(CONFIG).tobytes())
-    except (SafetensorError, OSError, ValueError) as error:
+            metadata, keys = file.metadata() or {}, list(file.keys())
+            if metadata.get("format") != FORMAT and CONFIG in keys:
+                metadata = _config_tensor(file)
+    except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
         raise MicroCinemaError(f"'{path}' is truncated or no safetensors file ({error}): fetch it again") from error
     if metadata.get("format") != FORMAT:
         raise MicroCinemaError(f"'{path}' is a foreign checkpoint without MicroCinema's header: choose a file of ours")
     if metadata.get("format_version") != FORMAT_VERSION:
         raise MicroCinemaError(
-            f"'{path}' has format version {metadata.get('format_version')}, this program reads {FORMAT_VERSION}: "
-            "update whichever is older"
+            f"'{path}' has format version {shown(str(metadata.get('format_version')))}, this program reads "
+            f"{FORMAT_VERSION}: update whichever is older"
         )
     try:
-        return ModelConfig.from_json(json.loads(metadata["config"]))
-    except (KeyError, ValueError) as error:
+        config = ModelConfig.from_json(json.loads(metadata["config"]))
+        _check_room(config, keys, Path(path).stat().st_size)
+        return config
+    except (KeyError, ValueError, TypeError, RecursionError, OSError) as error:
         raise MicroCinemaError(f"'{path}' has a damaged header ({error}): fetch it again") from error
+
+
+def _config_tensor(file) -> dict[str, str]:
+    shape = file.get_slice(CONFIG).get_shape()
+    if len(shape) != 1 or shape[0] > MOST_HEADER:
+        raise ValueError(f"{CONFIG} is no text")
+    metadata = json.loads(file.get_tensor(CONFIG).tobytes())
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _check_room(config: ModelConfig, keys: list[str], size: int) -> None:
+    """Raise ValueError where a part of which the file holds tensors has more parameters than `size` bytes can hold."""
+    for part, prefix in ((config.network, NETWORK), (config.autoencoder, AUTOENCODER), (config.text, TEXT)):
+        if part and any(key.startswith(prefix) for key in keys) and part.least_parameters > 2 * size:  # of 4 bits
+            raise ValueError(f"it tells of {part.least_parameters:,} parameters or more in a file of {size:,} bytes")
 
 
 def stored_parameters(path: str | Path) -> dict[str, int]:

@@ -15,7 +15,7 @@ from comfy_api.latest import InputImpl, Types, io, ui
 from ..microcinema_core import video
 from ..microcinema_core.errors import MicroCinemaError
 from .display import show_text
-from .schema import advanced, check_images, schema
+from .schema import advanced, check_images, in_range, schema
 
 FORMATS = {  # the file's ending, and its codec where the ending does not say it
     "mp4 (h264)": (".mp4", None), "webm (vp9)": (".webm", None), "webp (animated)": (".webp", None),
@@ -76,6 +76,7 @@ class VideoCombine(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @in_range
     def execute(
         cls, images, fps, format, quality, loop_count, ping_pong, filename_prefix, save, audio=None, crf=-1
     ):  # fmt: skip

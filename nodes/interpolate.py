@@ -14,7 +14,7 @@ from ..microcinema_core.schedule import NoiseSchedule
 from .display import show_text
 from .prior_patch import APPEARANCE, Appearance
 from .sampler import euler_edm
-from .schema import check_images, require, schema
+from .schema import check_images, in_range, require, schema
 
 
 class WindowGuider(comfy.samplers.CFGGuider):
@@ -105,6 +105,7 @@ class Interpolate(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @in_range
     def execute(cls, model, vae, images, passes, steps, seed, loop, fps):
         config = require(model, "ends")
         frames = check_images(images, least=2).cpu()

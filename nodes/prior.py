@@ -10,7 +10,7 @@ from ..microcinema_core.errors import MicroCinemaError
 from ..microcinema_core.images import fit, size_from
 from .display import show_text
 from .prior_patch import APPEARANCE, Appearance
-from .schema import check_images, require, schema
+from .schema import check_images, in_range, require, schema
 
 
 class Noise:
@@ -76,6 +76,7 @@ class PriorLatent(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @in_range
     def execute(cls, model, positive, negative, vae, image, width, height, frames, lambda_, gamma, noise_seed):
         config = require(model, "centre")
         factor = config.autoencoder.factor

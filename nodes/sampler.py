@@ -17,7 +17,7 @@ from ..microcinema_core.samplers import sample_euler_edm
 from ..microcinema_core.schedule import NoiseSchedule
 from .display import show_text
 from .prior_patch import APPEARANCE
-from .schema import require, schema
+from .schema import in_range, require, schema
 
 
 def euler_edm(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
@@ -92,6 +92,7 @@ class EulerSampler(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @in_range
     def execute(cls, model, positive, negative, latent, seed, steps, cfg, s_churn, s_tmin, s_tmax, denoise):
         config = require(model, "centre")
         steps, cfg = steps or config.steps, cfg or config.cfg

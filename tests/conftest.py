@@ -19,8 +19,7 @@ from microcinema_core.training.captions import all_words
 from microcinema_core.training.scenes import Clip, draw_clip
 
 
-@pytest.fixture(scope="session")
-def tiny_config() -> ModelConfig:
+def tiny_base() -> ModelConfig:
     """A base model of 5 frames of 32×32 pixels, 8×8 latents."""
     return ModelConfig(
         name="tiny-base",
@@ -37,11 +36,20 @@ def tiny_config() -> ModelConfig:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def tiny_ends_config(tiny_config) -> ModelConfig:
+def tiny_between() -> ModelConfig:
     """An interpolation model of the same size."""
-    network = replace(tiny_config.network, context_dim=None, motion_embedding=False, condition="ends")
-    return replace(tiny_config, name="tiny-interpolation", network=network, text=None, cfg=1.0)
+    network = replace(tiny_base().network, context_dim=None, motion_embedding=False, condition="ends")
+    return replace(tiny_base(), name="tiny-interpolation", network=network, text=None, cfg=1.0)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    return tiny_base()
+
+
+@pytest.fixture(scope="session")
+def tiny_ends_config() -> ModelConfig:
+    return tiny_between()
 
 
 def random_model(config: ModelConfig) -> LoadedModel:

@@ -1,6 +1,7 @@
 """Model files: a round trip changes nothing, and every file that is no whole model of ours is named with its fault."""
 
 import json
+import math
 import struct
 from dataclasses import replace
 from types import SimpleNamespace
@@ -94,7 +95,8 @@ def test_config_is_read_without_any_tensor(saved, tiny_config, monkeypatch):
             self.file = safe_open(*arguments)
 
         def __enter__(self):
-            return SimpleNamespace(metadata=self.file.__enter__().metadata)
+            file = self.file.__enter__()
+            return SimpleNamespace(metadata=file.metadata, keys=file.keys)
 
         def __exit__(self, *error):
             self.file.__exit__(*error)
@@ -112,6 +114,10 @@ def with_metadata(path, **changes):
 
 def with_config(path, **changes):
     with_metadata(path, config=json.dumps({**json.loads(metadata_of(path)["config"]), **changes}))
+
+
+def with_network(path, **changes):
+    with_config(path, network={**json.loads(metadata_of(path)["config"])["network"], **changes})
 
 
 def with_tensors(path, change):
@@ -144,6 +150,18 @@ BAD_HEADER = {
     "wrong type": (lambda p: with_config(p, steps="many"), ["damaged header", "steps"]),
     "wrong nested type": (lambda p: with_config(p, network={"model_channels": "wide"}), ["damaged", "model_channels"]),
     "wrong choice": (lambda p: with_config(p, parameterization="x0"), ["damaged header", "parameterization"]),
+    "a list for its configuration's text": (lambda p: with_metadata(p, config="7"), ["damaged", "not an object"]),
+    "nested without end": (lambda p: with_metadata(p, config="[" * 100_000), ["damaged header", "recursion"]),
+    "no number": (lambda p: with_config(p, fps=math.nan), ["damaged header", "fps cannot be nan"]),
+    "a number of 400 digits": (lambda p: with_config(p, steps=10**400), ["damaged header", "steps cannot be 1000"]),
+    "a name of two lines": (lambda p: with_config(p, name="a\nb"), ["damaged header", "name cannot be 'a\\nb'"]),
+    "a billion channels": (lambda p: with_network(p, model_channels=10**9), ["model_channels", "from 1 to 16384"]),
+    "a million levels": (lambda p: with_network(p, channel_multipliers=[1] * 10**6), ["channel_multipliers", "1 to 8"]),
+    "more than the file holds": (lambda p: with_network(p, model_channels=16384), ["parameters or more in a file of"]),
+    "a vocabulary larger than the file": (
+        lambda p: with_config(p, text={"width": 64, "heads": 2, "vocabulary_size": 1_000_000}),
+        ["65,130,496 parameters or more in a file of"],
+    ),
 }
 BAD_TENSORS = {
     "missing key": (lambda p: with_tensors(p, lambda t: t.pop(KEY)), ["does not hold", "Missing key", "out.2.weight"]),

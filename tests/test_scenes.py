@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from microcinema_core.errors import MicroCinemaError
 from microcinema_core.training import data
 from microcinema_core.training.captions import COLOURS, MOTIONS, SPEEDS, THINGS, camera_caption, reverse
-from microcinema_core.training.scenes import SPEED_PIXELS, SPEED_ROLL, SPEED_ZOOM, camera_move, draw_clip
+from microcinema_core.training.scenes import DRAWING, SPEED_PIXELS, SPEED_ROLL, SPEED_ZOOM, camera_move, draw_clip
 
 SIZE = 96
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -218,3 +219,34 @@ def test_a_pool_draws_only_what_is_missing(small_shards, tmp_path):
     assert both[0] == first[0] and both[0].stat().st_mtime_ns == drawn
     assert len(data.load(both, "frames")) == len(data.load_captions(both)) == 12
     assert sorted(tmp_path.iterdir()) == sorted(both)  # no part files are left
+
+
+def test_shards_of_other_settings_have_other_names(small_shards, tmp_path, monkeypatch):
+    """Each of these once had the name of the first, and was taken for it."""
+    first = data.draw_shard(tmp_path, 0, 3, 16, False)
+    names = {first.name, data.shard_path(tmp_path, 0, 3, 16, True).name}
+    for changed, value in (("CLIPS_PER_SHARD", 7), ("DRAWING", 0), ("INTERPOLATION_RATES", (1 / 2,))):
+        with monkeypatch.context() as patch:
+            patch.setattr(data, changed, value)
+            names.add(data.shard_path(tmp_path, 0, 3, 16, True).name)
+    assert len(names) == 5
+    assert data.draw_shard(tmp_path, 0, 3, 16, True) != first
+
+
+def test_a_damaged_shard_is_named(small_shards, tmp_path):
+    path = data.draw_shard(tmp_path, 0, 3, 16, False)
+    path.write_bytes(path.read_bytes()[:-100])
+    for read in (lambda: data.load([path], "frames"), lambda: data.load_captions([path])):
+        with pytest.raises(MicroCinemaError, match=f"{path.name}' is damaged .*: delete it"):
+            read()
+
+
+def test_what_is_drawn_changes_only_with_its_number():
+    """Whoever changes what is drawn raises DRAWING, by which shards are known, and these figures with it."""
+    clips = [draw_clip(seed, frames=3, size=32) for seed in range(40)]
+    figures = [
+        sum(float(of(clip)) for clip in clips) / len(clips)
+        for of in (lambda c: c.frames.mean(), lambda c: c.frames.std(), lambda c: c.flow.abs().mean())
+    ]
+    assert DRAWING == 1 and figures == pytest.approx([0.48493, 0.20815, 0.19473], abs=1e-4)
+    assert sum(len(clip.caption) for clip in clips) == 1129

@@ -182,3 +182,19 @@ def test_tokenizer_survives_its_json():
 def test_a_damaged_vocabulary_says_so():
     with pytest.raises(MicroCinemaError, match="vocabulary .* damaged"):
         WordTokens(replace(TextConfig(), tokenizer="{broken"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tokenizer: tokenizer["model"]["vocab"].update(boat=128),  # one more than there are vectors for
+        lambda tokenizer: tokenizer.update(post_processor=None),  # nothing marks start and end
+        lambda tokenizer: tokenizer["model"]["vocab"].pop("<unknown>"),
+    ],
+    ids=["too large", "no marks", "no unknown"],
+)
+def test_a_vocabulary_that_does_not_fit_says_so(tiny_config, change):
+    tokenizer = json.loads(tiny_config.text.tokenizer)
+    change(tokenizer)
+    with pytest.raises(MicroCinemaError, match="vocabulary is damaged .*<unknown> below 128"):
+        WordTokens(replace(tiny_config.text, tokenizer=json.dumps(tokenizer)))

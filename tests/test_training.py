@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from microcinema_core.checkpoint import LoadedModel, load_model, save_model
@@ -29,7 +30,9 @@ from microcinema_core.model.warp import NAMED, ForwardWarp
 from microcinema_core.training import autoencoder as autoencoder_training
 from microcinema_core.training import data, diffusion, trainer
 from microcinema_core.training.captions import COLOURS, all_words, random_caption, reverse
-from microcinema_core.training.loop import Trainer, TrainingConfig
+from microcinema_core.training.config import TrainingConfig
+from microcinema_core.training.files import locked
+from microcinema_core.training.loop import Trainer
 from microcinema_core.training.scenes import draw_clip
 from microcinema_core.training.text import learn_to_read
 
@@ -131,6 +134,124 @@ def test_a_state_of_another_model_is_named(tmp_path):
     (tmp_path / "state.safetensors").write_bytes(b"half")
     with pytest.raises(MicroCinemaError, match="does not fit this run"):
         Trainer(nn.Linear(4, 4), CONFIG, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 1}, "with seed 0, not 1"),
+        ({"learning_rate": 0.02}, "with learning_rate 0.01, not 0.02"),
+        ({"ema": 0.5}, "with ema 0.9, not 0.5"),
+        ({"batch_size": 4}, "with batch_size 2, not 4"),
+        ({"betas": (0.5, 0.9)}, r"with betas \[0.9, 0.99\], not \[0.5, 0.9\]"),
+        ({"seed": 7, "warmup": 3}, "with seed 0, warmup 2, not 7, 3"),
+        ({"steps": 2}, "is at step 6 already: give steps of at least 6"),
+    ],
+)
+def test_a_run_goes_on_with_its_own_settings_only(tmp_path, change, words):
+    small_run(tmp_path)
+    before = (tmp_path / "state.safetensors").read_bytes()
+    with pytest.raises(MicroCinemaError, match=f"state.safetensors .*{words}.*--out"):
+        Trainer(nn.Linear(4, 4), replace(CONFIG, **change), tmp_path)
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+
+
+def test_a_run_goes_on_longer_and_with_another_log(tmp_path):
+    small_run(tmp_path)
+    free = {"steps": 8, "log_every": 1, "sheet_every": 3, "save_every": 1, "threads": 2, "workers": 2}
+    loop, course = small_run(tmp_path, replace(CONFIG, **free))
+    assert loop.step == 8 and len(course) == 2
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
+    small_run(tmp_path)  # whose data have no name
+    with pytest.raises(MicroCinemaError, match='with data "", not "scenes-2"'):
+        Trainer(nn.Linear(4, 4), CONFIG, tmp_path, data="scenes-2")
+
+
+def test_a_state_of_release_0_1_goes_on(tmp_path):
+    small_run(tmp_path)
+    state = tmp_path / "state.safetensors"
+    save_file(load_file(state), state, {"step": "6"})
+    assert Trainer(nn.Linear(4, 4), replace(CONFIG, seed=5), tmp_path).step == 6
+
+
+@contextmanager
+def full_disk(room):
+    """No file can grow beyond `room` bytes."""
+    resource = pytest.importorskip("resource")  # not on Windows
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("long_log", [False, True])
+def test_a_full_disk_leaves_the_old_state_whole(tmp_path, long_log):
+    small_run(tmp_path, replace(CONFIG, steps=2))
+    if long_log:  # it is the first that does not fit
+        with (tmp_path / "log.jsonl").open("a") as log:
+            log.write('{"step": 1}\n' * 100)
+    before = (tmp_path / "state.safetensors").read_bytes()
+    name = "log.jsonl" if long_log else "state.safetensors"
+    with full_disk(1000), pytest.raises(MicroCinemaError, match=f"{name}' could not be written .*: make room .*go on"):
+        small_run(tmp_path, replace(CONFIG, save_every=6))
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"state.safetensors", "log.jsonl"}
+    loop, _ = small_run(tmp_path)
+    assert loop.step == 6
+    assert [row["step"] for row in log_of(tmp_path) if "loss" in row] == [2, 4, 6]
+
+
+def test_a_full_disk_leaves_no_part_of_a_shard(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "CLIPS_PER_SHARD", 2)
+    with full_disk(1000), pytest.raises(MicroCinemaError, match="scenes-16px.*could not be written .*make room"):
+        data.draw_shard(tmp_path, 0, 3, 16, False)
+    assert list(tmp_path.iterdir()) == []
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from microcinema_core.training.files import locked
+with locked(Path(sys.argv[1])):
+    (Path(sys.argv[1]) / "state.safetensors.1.part").touch()
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_belongs_to_one_run_until_that_dies(tmp_path):
+    (tmp_path / "run.toml").write_text(GOOD)
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        for processes in (1, 2):
+            settings = {**AUTOENCODER, "batch_size": "2", "processes": str(processes)}
+            with pytest.raises(MicroCinemaError, match=f"another run .process {holder.pid}. works in .*--out"):
+                trainer.main(tmp_path / "run.toml", tmp_path, settings)
+        assert (tmp_path / "state.safetensors.1.part").exists()
+    finally:
+        holder.kill()
+        holder.wait()
+    (tmp_path / ".sheet-000500.77.png").touch()  # as images.whole_file names it
+    (tmp_path / "mine.safetensors").touch()
+    with locked(tmp_path, keep="processes.5.part"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"run.lock", "run.toml", "mine.safetensors"}
+
+
+def test_what_ends_one_of_several_processes_is_told_in_one_sentence(tmp_path):
+    (tmp_path / "run.toml").write_text(GOOD)
+    shape = DEMO_BASE.network.frames, DEMO_BASE.width, False
+    data.make_folder(tmp_path / "scenes")
+    data.shard_path(tmp_path / "scenes", 0, *shape).write_bytes(b"half")
+    settings = {**AUTOENCODER, "batch_size": "2", "processes": "2", "shards": "1"}
+    with pytest.raises(MicroCinemaError, match="is damaged .*: delete it"):
+        trainer.main(tmp_path / "run.toml", tmp_path / "run", settings)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.lock"]
 
 
 # --- the diffusion model ---
@@ -309,6 +430,7 @@ def test_autoencoder_run_ends_with_unit_variance_latents(tmp_path, monkeypatch):
 
 # --- settings ---
 
+AUTOENCODER = {"task": '"autoencoder"'}
 GOOD = 'task = "diffusion"\nmodel = "demo-base"\nsteps = 3\nbatch_size = 1\nlearning_rate = 1e-3\n'
 
 
@@ -330,6 +452,27 @@ def test_the_repositorys_configurations_can_be_read(path):
         (GOOD, {"warmup": "0"}, ["warmup", "0"]),
         (GOOD.replace("batch_size", "shards"), {}, ["run.toml", "batch_size"]),
         (b"\xff\xd8\xff\xe0", {}, ["run.toml", "not valid TOML"]),
+        ("steps = " + "[" * 100_000, {}, ["run.toml", "not valid TOML"]),
+        (GOOD, {"ema": "nan"}, ["ema cannot be nan: give a number from 0 to below 1, such as 0.998"]),
+        (GOOD, {"ema": "1.0"}, ["ema cannot be 1.0: give a number from 0 to below 1"]),
+        (GOOD, {"clip_norm": "-1"}, ["clip_norm cannot be -1: give a number above 0"]),
+        (GOOD, {"cosine_from": "nan"}, ["cosine_from cannot be nan: give a number from 0 to 1 (a share)"]),
+        (GOOD, {"kl_weight": "-1"}, ["kl_weight cannot be -1: give a number from 0 to 1000"]),
+        (GOOD, {"text_drop": "1.5"}, ["text_drop cannot be 1.5: give a number from 0 to 1 (a share), such as 0.1"]),
+        (
+            GOOD,
+            {"learning_rate": "-1"},
+            ["learning_rate cannot be -1: give a number above 0 and up to 10, such as"],
+        ),
+        (GOOD, {"learning_rate": "inf"}, ["learning_rate cannot be inf: give a number above 0"]),
+        (GOOD, {"betas": "[]"}, ["betas cannot be []: give two numbers from 0 to below 1, such as [0.9, 0.99]"]),
+        (GOOD, {"betas": "[0.9, 1]"}, ["betas cannot be [0.9, 1]: give two numbers from 0 to below 1"]),
+        (GOOD, {"time_power": "[1.0, nan]"}, ["time_power cannot be [1.0, nan]: give two numbers"]),
+        (GOOD, {"seed": "-1"}, ["seed cannot be -1: give a whole number from 0"]),
+        (GOOD, {"steps": "10000000000"}, ["steps cannot be 10000000000: give a whole number from 1 to 1000000000"]),
+        (GOOD, {"batch_size": "3", "processes": "2"}, ["batch_size cannot be 3: give a multiple of processes (2)"]),
+        (GOOD, {"flow_bfloat16": "1"}, ["flow_bfloat16 cannot be 1: give true or false"]),
+        (GOOD, {"task": "2024-01-01"}, ["task cannot be", "give 'autoencoder' or 'diffusion'"]),
         (None, {}, ["run.toml", "No such file", "configs/"]),
     ],
 )
@@ -340,6 +483,7 @@ def test_bad_settings_are_named(tmp_path, text, overrides, words):
     with pytest.raises(MicroCinemaError) as caught:
         TrainingConfig.read(path, overrides)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -348,13 +492,25 @@ def test_bad_settings_are_named(tmp_path, text, overrides, words):
         ({"model": '"nobody"'}, ["nobody", "demo-base"]),
         ({"task": '"cooking"'}, ["cooking", "'autoencoder' or 'diffusion'"]),
         ({"autoencoder": '"missing.safetensors"'}, ["missing.safetensors", "demo-autoencoder.toml"]),
+        ({**AUTOENCODER, "crop": "50"}, ["crop cannot be 50: give a multiple of 8 pixels up to 96, such as 48"]),
+        ({**AUTOENCODER, "crop": "104"}, ["crop cannot be 104: give a multiple of 8 pixels up to 96, such as 96"]),
+        ({**AUTOENCODER, "model": '"base"'}, ["autoencoder of 'base' comes trained", "demo-base"]),
+        ({"model": '"base"', "flow_steps": "2"}, ["flow_steps cannot be 2: 'base' has no forward warp, give 0"]),
     ],
 )
 def test_runs_that_cannot_start_say_why(tmp_path, setting, words):
     (tmp_path / "run.toml").write_text(GOOD)
     with pytest.raises(MicroCinemaError) as caught:
         trainer.main(tmp_path / "run.toml", tmp_path / "run", setting)
-    assert all(word in str(caught.value) for word in words)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("out", ["run.toml", "run.toml/inside", "a\0b", "x" * 300])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, out):
+    (tmp_path / "run.toml").write_text(GOOD)
+    with pytest.raises(MicroCinemaError, match="the folder .* cannot be made .*: choose another one"):
+        trainer.main(tmp_path / "run.toml", tmp_path / out, AUTOENCODER)
 
 
 # --- the command ---

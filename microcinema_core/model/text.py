@@ -48,10 +48,13 @@ class WordTokens:
     def __init__(self, config: TextConfig):
         try:
             self.tokenizer = Tokenizer.from_str(config.tokenizer)
+            self.unknown_id = self.tokenizer.token_to_id(UNKNOWN)
+            marks, largest = self.tokenizer.encode("").ids, max(self.tokenizer.get_vocab().values())
+            if len(marks) != 2 or self.unknown_id in (None, *marks) or largest >= config.vocabulary_size:
+                raise ValueError(f"no {START}, {END} and {UNKNOWN} below {config.vocabulary_size}")
         except Exception as error:  # the library raises nothing narrower
             raise MicroCinemaError(f"the header's vocabulary is damaged ({error}): fetch the model again") from error
         self.length = config.max_tokens
-        self.unknown_id = self.tokenizer.token_to_id(UNKNOWN)
 
     @property
     def vocabulary(self) -> list[str]:

@@ -62,17 +62,25 @@ def locked(folder: Path, *, wait: bool = False, keep: str | None = None) -> Iter
         lock.release()
 
 
-def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, whole or not at all. Raises MicroCinemaError where the disk is full, say."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name beside `path` with this process's number in it, renamed to it at the end: whole or not at all. Raises
+    MicroCinemaError where the disk is full, say."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        save_file(tensors, part, metadata)
+        yield part
         part.replace(path)
     except (OSError, SafetensorError) as error:
         raise cannot_write(path, error) from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all."""
+    with whole(path) as part:
+        save_file(tensors, part, metadata)
 
 
 def cannot_write(path: Path, error: Exception) -> MicroCinemaError:

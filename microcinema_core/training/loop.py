@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..errors import MicroCinemaError
 from .config import TrainingConfig
-from .files import cannot_write, make_folder, save_tensors
+from .files import cannot_write, make_folder, save_tensors, whole
 
 STATE = "state.safetensors"
 
@@ -160,6 +160,17 @@ class Trainer:
         except OSError as error:
             raise cannot_write(self.log_path, error) from error
 
+    def _cut_log(self) -> None:
+        """What a killed run had logged after its last save comes again."""
+        try:
+            rows = self.log_path.read_text(errors="replace").splitlines(keepends=True)
+            kept = [row for row in rows if _step_of(row) <= self.step]
+            if len(kept) < len(rows):
+                with whole(self.log_path) as part:
+                    part.write_text("".join(kept))
+        except OSError as error:
+            raise cannot_write(self.log_path, error) from error
+
     # --- exact resume ---
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -189,9 +200,8 @@ class Trainer:
                 for key in ("exp_avg", "exp_avg_sq"):  # the fused optimiser wants them laid out as the parameter is
                     laid_out = torch.empty_like(parameter).copy_(tensors[keys[key]])
                     self.optimizer.state[parameter][key] = laid_out.detach()
-        if self.rank == 0 and self.log_path.exists():  # what a killed run had logged after its last save comes again
-            rows = self.log_path.read_text().splitlines(keepends=True)
-            self.log_path.write_text("".join(row for row in rows if _step_of(row) <= self.step))
+        if self.rank == 0 and self.log_path.exists():
+            self._cut_log()
         print(f"resumed at step {self.step}", flush=True)
 
 
@@ -233,6 +243,6 @@ def _does_not_fit(path: Path, error: Exception) -> MicroCinemaError:
 def _step_of(row: str) -> float:
     """The step of a line of the log; a line that a kill cut short belongs nowhere."""
     try:
-        return json.loads(row)["step"]
-    except ValueError:
+        return float(json.loads(row)["step"])
+    except (ValueError, TypeError, KeyError):
         return math.inf

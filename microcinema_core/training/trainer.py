@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -50,6 +51,7 @@ def _share(config: TrainingConfig, folder: Path) -> None:
     """Run as several processes, which all stop, their state saved, when this one is asked to."""
     meeting = (folder / f"processes.{os.getpid()}.part").absolute()
     meeting.unlink(missing_ok=True)  # of a dead process that had our number
+    logging.getLogger(mp.spawn.__module__).setLevel(logging.ERROR)  # it tells of each process that it ends
     problems = mp.get_context("spawn").SimpleQueue()
     group = mp.start_processes(
         _process, (config, folder, meeting, problems), config.processes, join=False, start_method="spawn"
