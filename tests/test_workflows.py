@@ -1,9 +1,11 @@
 """Templates, blueprints and help pages follow from the schema; workflows of 0.1 run; a video goes in with its sound."""
 
+import io
 import json
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import av
@@ -62,7 +64,7 @@ def test_a_blueprint_has_the_inputs_a_person_wants(path):
 @pytest.mark.parametrize("path", sorted((PACK / "web" / "docs").glob("*/zh.md")), ids=lambda path: path.parent.name)
 def test_a_chinese_page_is_chinese(path):
     for line in path.read_text().splitlines():
-        words = re.sub(r"<!--.*?-->|`[^`]*`|\([^)]*\)|\*\*[^*]*\*\*|https?://\S+", "", line)
+        words = re.sub(r"<!--.*?-->|\[[^]]*\]|`[^`]*`|\([^)]*\)|\*\*[^*]*\*\*|https?://\S+", "", line)
         chinese, latin = len(re.findall(r"[\u4e00-\u9fff]", words)), len(re.findall(r"\b[a-z]{3,}\b", words))
         assert chinese >= latin, line
     assert (path.parents[1] / f"{path.parent.name}.md").is_file()
@@ -105,3 +107,19 @@ def test_a_loaded_video_is_interpolated_and_keeps_its_sound(server):
     assert heard.numel() / stream.rate == pytest.approx(17 / 20, abs=0.05)  # to where the pictures end
     spectrum = torch.fft.rfft(heard[2048:18432]).abs()
     assert spectrum.argmax().item() * stream.rate / 16384 == pytest.approx(440, abs=3)
+
+
+def test_an_archive_holds_the_pack_and_neither_tests_nor_the_pictures_of_the_docs():
+    """git archive and the Registry leave out the same, and nothing that a host reads."""
+    ignored = (PACK / ".comfyignore").read_text().split()
+    assert [line.split()[0] for line in (PACK / ".gitattributes").read_text().splitlines() if line[0] != "#"] == ignored
+    if not (PACK / ".git").exists():
+        pytest.skip("not a clone")
+    packed = subprocess.run(
+        ["git", "archive", "--worktree-attributes", "HEAD"], cwd=PACK, capture_output=True, check=True
+    )
+    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
+        names = archive.getnames()
+    roots = {name.split("/")[0] for name in names}
+    assert {"nodes", "microcinema_core", "models", "web", "locales", "workflows", "subgraphs", "pictures"} <= roots
+    assert not {"tests", "benchmarks", "tools", ".ci", ".github"} & roots and "docs/clip.webp" not in names
