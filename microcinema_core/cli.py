@@ -169,8 +169,6 @@ def init(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    if not arguments.config.is_file():
-        raise MicroCinemaError(f"the configuration '{arguments.config}' does not exist: choose one from configs/")
     from .training import trainer
 
     trainer.main(arguments.config, arguments.out, dict(arguments.set))
@@ -251,13 +249,19 @@ def _check_words(prompt: str, pipeline: Pipeline) -> None:
 def _progress(label: str, unit: str = "step") -> Iterator[Callable[[int, int], None]]:
     from tqdm import tqdm
 
-    with tqdm(desc=label, file=sys.stderr, unit=unit) as bar:
+    bars = []  # shown from the first step on: what fails before it says its sentence alone
 
-        def update(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+    def update(done: int, total: int) -> None:
+        if not bars:
+            bars.append(tqdm(desc=label, file=sys.stderr, unit=unit, total=total))
+        bars[0].total = total
+        bars[0].update(done - bars[0].n)
 
+    try:
         yield update
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 def _report(path: Path, count: int, size: tuple[int, int], fps: float, started: float) -> None:

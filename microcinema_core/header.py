@@ -70,8 +70,8 @@ def header(config: ModelConfig) -> dict[str, str]:
 
 
 def read_config(path: str | Path) -> ModelConfig:
-    """The configuration in the header. Raises MicroCinemaError on a file that is not ours, and where the header asks for
-    a model much larger than the file."""
+    """The configuration in the header. Raises MicroCinemaError on a file that is not ours, and where the header asks
+    for a model much larger than the file."""
     try:
         with safe_open(path, "np") as file:
             metadata, keys = file.metadata() or {}, list(file.keys())

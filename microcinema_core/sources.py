@@ -25,6 +25,7 @@ from .model import MicroCinemaUNet, SpatialUNet
 from .model.autoencoder import Autoencoder
 from .model.layers import ResBlock, SpatialTransformer
 from .model.text import ClipText
+from .validated import shown
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
@@ -155,8 +156,13 @@ def temporal_layers(path: Path, network: NetworkConfig) -> Source:
 
 def open_tensors(path: Path) -> dict[str, Stored]:
     """All tensors of a .safetensors file, or of a .ckpt, .pth or .bin of nothing but weights, none of them read yet."""
-    if not path.is_file():
-        raise MicroCinemaError(f"there is no checkpoint '{path}': give a .safetensors file or a folder of diffusers'")
+    try:
+        found = path.is_file()
+    except (OSError, ValueError):  # no name that a file can have
+        found = False
+    if not found:
+        name = shown(str(path))
+        raise MicroCinemaError(f"there is no checkpoint '{name}': give a .safetensors file or a folder of diffusers'")
     if path.suffix != ".safetensors":
         return _unpickled(path)
     try:

@@ -12,6 +12,7 @@ and whose import takes longer than a clip. Keys in files, after `cond_stage_mode
 from __future__ import annotations
 
 import html
+import json
 import re
 import unicodedata
 from pathlib import Path
@@ -47,6 +48,10 @@ class WordTokens:
 
     def __init__(self, config: TextConfig):
         try:
+            template = json.loads(config.tokenizer).get("post_processor") or {}
+            marks = {part["SpecialToken"]["id"] for part in template.get("single", ()) if "SpecialToken" in part}
+            if unknown := marks - template.get("special_tokens", {}).keys():  # the library would panic
+                raise ValueError(f"no {min(unknown)}")
             self.tokenizer = Tokenizer.from_str(config.tokenizer)
             self.unknown_id = self.tokenizer.token_to_id(UNKNOWN)
             marks, largest = self.tokenizer.encode("").ids, max(self.tokenizer.get_vocab().values())
