@@ -5,12 +5,16 @@ It holds no maths; that is `microcinema_core/`.
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..microcinema_core.errors import MicroCinemaError
 from .combine import VideoCombine
 from .example import provide_example
 from .interpolate import Interpolate
 from .loader import Loader
 from .prior import PriorLatent
 from .sampler import EulerSampler
+
+for error in (MicroCinemaError, *MicroCinemaError.__subclasses__()):  # the host's page writes both before a message,
+    error.__module__, error.__qualname__ = "builtins", "MicroCinema"  # which would be the pack's path and a class
 
 
 class MicroCinema(ComfyExtension):

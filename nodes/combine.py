@@ -15,7 +15,7 @@ from comfy_api.latest import InputImpl, Types, io, ui
 from ..microcinema_core import video
 from ..microcinema_core.errors import MicroCinemaError
 from .display import show_text
-from .schema import check_images, in_range, schema
+from .schema import advanced, check_images, in_range, schema
 
 FORMATS = {  # the file's ending, and its codec where the ending does not say it
     "mp4 (h264)": (".mp4", None), "webm (vp9)": (".webm", None), "webp (animated)": (".webp", None),
@@ -64,11 +64,11 @@ class VideoCombine(io.ComfyNode):
                     "audio", optional=True,
                     tooltip="For mp4, webm, mov and mkv; it is cut where the pictures end.",
                 ),
-                io.Int.Input(
-                    "crf", default=-1, min=-1, max=63, optional=True, extra_dict={"advanced": True},
+                advanced(io.Int.Input(
+                    "crf", default=-1, min=-1, max=63, optional=True,
                     tooltip="The encoder's own scale, instead of quality: less is better and larger. h264 and h265 "
                     "take 0 to 51, vp9 0 to 63. -1: from quality.",
-                ),
+                )),
             ],
             outputs=[io.Video.Output(display_name="video")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],

