@@ -83,6 +83,7 @@ def animate(arguments: argparse.Namespace) -> None:
     }
     strength = _or(arguments.lambda_, config.lambda_)
     with _progress("animate") as progress:
+        progress(0, settings["steps"])
         frames = base.animate(picture, arguments.prompt, lambda_=strength, progress=progress, **settings)
     notes = {"prompt": arguments.prompt, "model": config.name, **settings, "lambda": strength, "fps": fps}
     notes |= {"interpolate": passes, "version": __version__}
@@ -247,20 +248,21 @@ def _check_words(prompt: str, pipeline: Pipeline) -> None:
 
 @contextmanager
 def _progress(label: str, unit: str = "step") -> Iterator[Callable[[int, int], None]]:
-    from tqdm import tqdm
-
-    bars = []  # shown from the first step on: what fails before it says its sentence alone
+    """A bar that appears with the first report, so that what is refused before is one sentence."""
+    bar = None
 
     def update(done: int, total: int) -> None:
-        if not bars:
-            bars.append(tqdm(desc=label, file=sys.stderr, unit=unit, total=total))
-        bars[0].total = total
-        bars[0].update(done - bars[0].n)
+        nonlocal bar
+        if bar is None:
+            from tqdm import tqdm
+
+            bar = tqdm(desc=label, total=total, file=sys.stderr, unit=unit)
+        bar.update(done - bar.n)
 
     try:
         yield update
     finally:
-        for bar in bars:
+        if bar is not None:
             bar.close()
 
 

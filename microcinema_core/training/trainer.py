@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-from contextlib import suppress
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
@@ -121,7 +120,6 @@ def _result(config: TrainingConfig, folder: Path) -> Path:
 def _autoencoder_file(config: TrainingConfig, folder: Path) -> Path:
     file = Path(config.autoencoder)
     for candidate in (file, folder.parent / file):
-        with suppress(OSError, ValueError):  # no name that a file can have
-            if candidate.is_file():
-                return candidate
+        if os.path.isfile(candidate):  # a Path of a name too long would raise
+            return candidate
     raise MicroCinemaError(f"no autoencoder '{shown(str(file))}': train it first with configs/demo-autoencoder.toml")
