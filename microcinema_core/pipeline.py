@@ -194,7 +194,10 @@ class Pipeline:
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (n, C, h, w) → pictures (n, 3, h·f, w·f) in [0, 1] on the CPU, a few frames at a time."""
         parts = latents.to(self.dtype).split(8)
-        return torch.cat([self.autoencoder.decode(part).float().clamp(0, 1).cpu() for part in parts])
+        pictures = torch.cat([self.autoencoder.decode(part).float().clamp(0, 1).cpu() for part in parts])
+        if pictures.isnan().any():
+            raise MicroCinemaError(self._overflow())
+        return pictures
 
     def _require(self, condition: str) -> None:
         if self.config.network.condition != condition:

@@ -125,6 +125,8 @@ def open_video(path: str | Path, size: tuple[int, int] | None = None) -> Video:
     """
     path = Path(path)
     with _readable(path):
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
+            raise MicroCinemaError(f"'{path}' is a pipe or a device: save the video as a file first")
         sound = None
         if path.suffix.lower() in TICKS:
             fps, count, pictures, notes = open_animation(path)

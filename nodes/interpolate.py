@@ -15,7 +15,7 @@ from ..microcinema_core.windows import Progress, Windows
 from .display import show_text
 from .prior_patch import APPEARANCE, Appearance
 from .sampler import euler_edm
-from .schema import check_images, in_range, require, schema
+from .schema import check_encoded, check_images, in_range, require, schema
 
 
 class WindowGuider(comfy.samplers.CFGGuider):
@@ -61,7 +61,9 @@ class Between:
         comfy.model_management.load_models_gpu([self.model], memory_required=required)
 
     def _encode(self, pictures: Tensor) -> Tensor:
-        return self.vae.encode(pictures.movedim(1, -1)).float()
+        latents = self.vae.encode(pictures.movedim(1, -1)).float()
+        check_encoded(latents, self.config)
+        return latents
 
     def _decode(self, latents: Tensor) -> Tensor:
         return self.vae.decode(latents).float().movedim(-1, 1).cpu()
