@@ -83,6 +83,7 @@ def animate(arguments: argparse.Namespace) -> None:
     }
     strength = _or(arguments.lambda_, config.lambda_)
     with _progress("animate") as progress:
+        progress(0, settings["steps"])
         frames = base.animate(picture, arguments.prompt, lambda_=strength, progress=progress, **settings)
     notes = {"prompt": arguments.prompt, "model": config.name, **settings, "lambda": strength, "fps": fps}
     notes |= {"interpolate": passes, "version": __version__}
@@ -249,15 +250,22 @@ def _check_words(prompt: str, pipeline: Pipeline) -> None:
 
 @contextmanager
 def _progress(label: str, unit: str = "step") -> Iterator[Callable[[int, int], None]]:
-    from tqdm import tqdm
+    """A bar that appears with the first report, so that what is refused before is one sentence."""
+    bar = None
 
-    with tqdm(desc=label, file=sys.stderr, unit=unit) as bar:
+    def update(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            from tqdm import tqdm
 
-        def update(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            bar = tqdm(desc=label, total=total, file=sys.stderr, unit=unit)
+        bar.update(done - bar.n)
 
+    try:
         yield update
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def _report(path: Path, count: int, size: tuple[int, int], fps: float, started: float) -> None:

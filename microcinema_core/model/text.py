@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from ..config import TextConfig
 from ..errors import MicroCinemaError
+from ..header import SD21_PAGE
 
 PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unknown>"
+TOKENIZER = f"the folder tokenizer of {SD21_PAGE}, or comfy/sd1_tokenizer of any ComfyUI"
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -77,7 +79,7 @@ class ClipTokens:
     def __init__(self, config: TextConfig, folder: Path):
         files = [folder / "vocab.json", folder / "merges.txt"]
         if missing := [str(file) for file in files if not file.exists()]:
-            raise MicroCinemaError(f"SD2.1's tokenizer needs {missing[0]}: copy it from the model's tokenizer folder")
+            raise MicroCinemaError(f"SD2.1's tokenizer needs {missing[0]}: copy it from {TOKENIZER}")
         try:
             marks = {"continuing_subword_prefix": "", "end_of_word_suffix": "</w>", "unk_token": CLIP_END}
             self.tokenizer = Tokenizer(models.BPE.from_file(*map(str, files), **marks))
@@ -144,7 +146,8 @@ class TextEncoder(nn.Module):
             self.tokenizer = ClipTokens(config, tokenizer_folder)
         else:
             raise MicroCinemaError(
-                "this text encoder needs CLIP's tokenizer: name the folder of vocab.json and merges.txt (--tokenizer)"
+                "this text encoder needs CLIP's tokenizer: name the folder of vocab.json and merges.txt (--tokenizer), "
+                f"which are in {TOKENIZER}"
             )
         self.transformer = ClipText(config)
 
