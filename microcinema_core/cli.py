@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def animate(arguments: argparse.Namespace) -> None:
-    from . import images, pipeline, video
+    from . import images, pipeline, video, windows
 
     started = time.monotonic()
     _check_outputs([arguments.output, arguments.sheet], [arguments.photo])
@@ -67,7 +67,7 @@ def animate(arguments: argparse.Namespace) -> None:
     config = base.config
     fps = _or(arguments.fps, config.fps)
     video.check_output(arguments.output, fps * INSERTED**passes)
-    size = arguments.size or images.size_from(picture, config.autoencoder.factor, pipeline.least_side(config))
+    size = arguments.size or images.size_from(picture, config.autoencoder.factor, windows.least_side(config))
     pipeline.check_size(*size, config)
     _check_words(arguments.prompt, base)
 
