@@ -61,7 +61,9 @@ def resolve(name: str | Path) -> Path:
         return bundled[str(name)]
     if not os.path.isfile(name):  # a Path of a name too long would raise
         names = ", ".join(bundled)
-        raise MicroCinemaError(f"no model '{shown(str(name))}': give a .safetensors file or a bundled name ({names})")
+        raise MicroCinemaError(
+            f"no model '{shown(str(name), 300)}': give a .safetensors file or a bundled name ({names})"
+        )
     return Path(name)
 
 

@@ -66,7 +66,9 @@ def stable_diffusion(path: Path, config: ModelConfig) -> Source:
     Raises MicroCinemaError for another model, and for a key that is missing, unknown or of another shape.
     """
     if not os.path.exists(path):
-        raise MicroCinemaError(f"there is no checkpoint '{shown(str(path))}': give {SD21}, or its folder of diffusers'")
+        raise MicroCinemaError(
+            f"there is no checkpoint '{shown(str(path), 300)}': give {SD21}, or its folder of diffusers'"
+        )
     folder = os.path.isdir(path)
     stored = _folder(path) if folder else open_tensors(path)
     _refuse(path, stored)
@@ -159,7 +161,7 @@ def temporal_layers(path: Path, network: NetworkConfig) -> Source:
 def open_tensors(path: Path) -> dict[str, Stored]:
     """All tensors of a .safetensors file, or of a .ckpt, .pth or .bin of nothing but weights, none of them read yet."""
     if not os.path.isfile(path):  # a Path of a name too long would raise
-        name = shown(str(path))
+        name = shown(str(path), 300)
         raise MicroCinemaError(f"there is no checkpoint '{name}': give a .safetensors file or a folder of diffusers'")
     if path.suffix != ".safetensors":
         return _unpickled(path)

@@ -74,7 +74,7 @@ class TrainingConfig:
             for key, value in (overrides or {}).items():
                 values |= tomllib.loads(f"{key} = {value}")
         except OSError as error:
-            name = f"the configuration '{shown(str(path))}'"
+            name = f"the configuration '{shown(str(path), 300)}'"
             reason = f"does not exist or cannot be read ({error.strerror})"
             raise MicroCinemaError(f"{name} {reason}: choose one from configs/") from error
         except (ValueError, RecursionError) as error:  # no TOML, no text at all, nested without end

@@ -122,4 +122,6 @@ def _autoencoder_file(config: TrainingConfig, folder: Path) -> Path:
     for candidate in (file, folder.parent / file):
         if os.path.isfile(candidate):  # a Path of a name too long would raise
             return candidate
-    raise MicroCinemaError(f"no autoencoder '{shown(str(file))}': train it first with configs/demo-autoencoder.toml")
+    raise MicroCinemaError(
+        f"no autoencoder '{shown(str(file), 300)}': train it first with configs/demo-autoencoder.toml"
+    )
