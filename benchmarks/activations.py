@@ -1,6 +1,6 @@
 """The largest value that each layer of the bundled models gives over the evaluation, beside fp16's limit.
 
-`python benchmarks/activations.py [--scenes N]` prints a table in Markdown, the largest first. A model of which one layer
+`python benchmarks/activations.py [--scenes N]` prints a Markdown table, the largest first. A model of which one layer
 is beyond the limit cannot be offered in fp16.
 """
 

@@ -67,6 +67,7 @@ def graph(**changed) -> dict:
     made = {names[key]: node for key, node in made.items()}
     made["sampler"]["inputs"] |= {"steps": 3, "cfg": 2.0, "seed": 5}
     made["prior"]["inputs"] |= {"noise_seed": 5, "width": 96, "height": 96}
+    made["picture"]["inputs"]["image"] = "example.png"  # a JPEG is not decoded alike by all
     for key, value in changed.items():
         node, _, name = key.partition("__")
         made[node]["inputs"][name] = value
