@@ -135,10 +135,12 @@ class VideoCombine(io.ComfyNode):
         if audio is None:
             return None
         waveform, rate = audio.get("waveform"), audio.get("sample_rate")
-        if rate is None or getattr(waveform, "ndim", 0) != 3:
+        if getattr(waveform, "ndim", 0) != 3 or not isinstance(rate, int):
             raise MicroCinemaError(
-                "The audio is none of (batch, channels, samples) with a sample rate: take it from Load Audio, say."
+                "The audio is none of (batch, channels, samples) with a whole sample rate: take it from Load Audio."
             )
+        if not waveform.float().isfinite().all():
+            raise MicroCinemaError("The audio holds NaN or infinite samples: check the node that made it.")
         return (waveform[0], rate) if waveform.numel() else None
 
     @staticmethod
