@@ -84,6 +84,12 @@ def open_animation(path: Path) -> tuple[float, int, Iterator[np.ndarray], list[s
     ends = [round(end * fps / 1000) for end in accumulate(durations)]
     times = [max(1, end - start) for start, end in zip([0, *ends], ends, strict=False)]
 
+    if sum(times) > 30 * len(times) + 300:
+        raise MicroCinemaError(
+            f"the times in '{path}' are broken: {len(times)} frames would last {sum(durations) / 1000:.3g} s: "
+            "save it anew"
+        )
+
     def pictures() -> Iterator[np.ndarray]:
         with Image.open(path) as image:
             for frame, count in zip(ImageSequence.Iterator(image), times, strict=True):

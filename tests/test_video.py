@@ -350,6 +350,14 @@ def test_a_gif_of_several_delays_keeps_its_time_and_says_so(tmp_path):
     assert opened.fps == 10 and "100 to 400 ms" in opened.notes[0]
 
 
+def test_a_gif_that_would_last_for_hours_is_refused(tmp_path):
+    pictures = [images.Image.new("RGB", (8, 8), (40 * index,) * 3) for index in range(4)]
+    durations = [20, 20, 20, 600_000]
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=durations)
+    with pytest.raises(MicroCinemaError, match="the times in .* are broken: 4 frames would last 600 s: save it anew"):
+        video.open_video(tmp_path / "a.gif")
+
+
 def test_sound_alone_is_no_video(tmp_path):
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=8000, layout="mono")
