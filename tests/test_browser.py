@@ -53,11 +53,13 @@ def open_template(page, name: str) -> None:
 
 def found(page, words: str) -> list[str]:
     """What the search box of the canvas lists, from the top."""
-    page.wait_for_timeout(800)  # what a test before left fades
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(800)  # whatever dialog was open fades
     page.mouse.dblclick(600, 600)
     items = page.get_by_test_id("result-item")
-    items.first.wait_for()
+    page.locator("input[aria-controls=results-list]").wait_for(timeout=20_000)
     page.keyboard.type(words)
+    items.first.wait_for()
     page.wait_for_timeout(1500)  # the list follows the typing
     return [text.split("\n")[0].strip() for text in items.all_inner_texts()]
 
