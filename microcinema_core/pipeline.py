@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .checkpoint import LoadedModel, load_model
@@ -19,8 +17,7 @@ from .model import Condition
 from .prior import prior_mean, shift
 from .samplers import initial, sample_euler_edm
 from .schedule import NoiseSchedule
-
-Progress = Callable[[int, int], None]  # steps done, steps in all
+from .windows import Progress, Windows, least_side
 
 
 class Pipeline:
@@ -119,51 +116,11 @@ class Pipeline:
         progress: Progress | None = None,
     ) -> Iterator[Tensor]:
         """Frames (3, h, w) of any size, about `count` of them, → those and the new ones between them, as they are asked
-        for: a few windows are held at a time, whatever the clip's length.
-
-        Input frames come out unchanged at their places. Each window has a seed of its own, so the result does not
-        depend on how windows are batched; a batch that a GPU's memory does not hold is halved.
-        """
+        for (see Windows)."""
         self._require("ends")
         steps = self.config.steps if steps is None else steps
-        inner = self.config.network.frames - 1
-        windows = sum((count - 1) * inner**i for i in range(passes))
-        report = _Report(progress, windows * steps)
-        first, frames = _peek(frames)
-        height, width = first.shape[1:]
-        out = map(self._padded, frames)
-        for index in range(passes):
-            out = self._pass(out, steps, (seed * 1_000_003 + index) * 1_000_003, report)
-        return (frame[:, :height, :width] for frame in out)
-
-    def _pass(self, frames: Iterator[Tensor], steps: int, seed: int, report: _Report) -> Iterator[Tensor]:
-        """Frames and what comes between them; window i has the seed `seed` + i."""
-        last = next(frames)
-        yield last
-        most, start = 4, 0
-        while len(ahead := [last, *islice(frames, most)]) > 1:
-            ends = torch.stack((torch.stack(ahead[:-1]), torch.stack(ahead[1:])), 1)
-            while len(ends):
-                now = ends[:most]
-                try:
-                    made = self.between(now, [seed + start + i for i in range(len(now))], steps, report.of(len(now)))
-                except torch.cuda.OutOfMemoryError:
-                    if len(now) == 1:
-                        raise
-                    most = len(now) // 2
-                    continue
-                report.add(len(now) * steps)
-                start, ends = start + len(now), ends[len(now) :]
-                for between, end in zip(made, now[:, 1], strict=True):
-                    yield from between
-                    yield end
-            last = ahead[-1]
-
-    def _padded(self, frame: Tensor) -> Tensor:
-        """Last lines repeated until the sides are whole latent cells, and enough for the network's coarsest level."""
-        factor, least = self.config.autoencoder.factor, least_side(self.config)
-        rows, columns = (max(least, -(-side // factor) * factor) - side for side in frame.shape[1:])
-        return F.pad(frame[None], (0, columns, 0, rows), mode="replicate")[0] if rows or columns else frame
+        windows = Windows(self.config, self.between, steps=steps, progress=progress)
+        return windows.interpolated(frames, count, passes, seed)
 
     @torch.no_grad()
     def between(
@@ -237,7 +194,10 @@ class Pipeline:
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (n, C, h, w) → pictures (n, 3, h·f, w·f) in [0, 1] on the CPU, a few frames at a time."""
         parts = latents.to(self.dtype).split(8)
-        return torch.cat([self.autoencoder.decode(part).float().clamp(0, 1).cpu() for part in parts])
+        pictures = torch.cat([self.autoencoder.decode(part).float().clamp(0, 1).cpu() for part in parts])
+        if pictures.isnan().any():
+            raise MicroCinemaError(self._overflow())
+        return pictures
 
     def _require(self, condition: str) -> None:
         if self.config.network.condition != condition:
@@ -245,32 +205,6 @@ class Pipeline:
             raise MicroCinemaError(
                 f"model '{self.config.name}' {kind[self.config.network.condition]}: choose one that {kind[condition]}"
             )
-
-
-class _Report:
-    """Progress of windows told as progress of the whole."""
-
-    def __init__(self, progress: Progress | None, total: int):
-        self.progress, self.total, self.done = progress, total, 0
-
-    def of(self, windows: int) -> Progress | None:
-        """For one batch of windows."""
-        return self.progress and (lambda step, _: self.progress(self.done + step * windows, self.total))
-
-    def add(self, steps: int) -> None:
-        self.done += steps
-
-
-def _peek(frames: Iterable[Tensor]) -> tuple[Tensor, Iterator[Tensor]]:
-    """The first frame, and all of them."""
-    frames = iter(frames)
-    first = next(frames)
-    return first, chain([first], frames)
-
-
-def least_side(config: ModelConfig) -> int:
-    """One cell at the network's coarsest level, in pixels."""
-    return config.autoencoder.factor * 2 ** (len(config.network.channel_multipliers) - 1)
 
 
 def check_size(width: int, height: int, config: ModelConfig) -> None:

@@ -7,7 +7,7 @@ Headers alone are read here; a tensor leaves its file when it is asked for.
 
 from __future__ import annotations
 
-import json
+import os
 import pickle
 import re
 from collections.abc import Callable, Iterable
@@ -20,11 +20,12 @@ from torch import Tensor
 
 from .config import AutoencoderConfig, ModelConfig, NetworkConfig
 from .errors import MicroCinemaError
-from .header import AUTOENCODER, NETWORK, TEXT
+from .header import AUTOENCODER, NETWORK, SD21, TEXT
 from .model import MicroCinemaUNet, SpatialUNet
 from .model.autoencoder import Autoencoder
 from .model.layers import ResBlock, SpatialTransformer
 from .model.text import ClipText
+from .validated import shown
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
@@ -64,7 +65,11 @@ def stable_diffusion(path: Path, config: ModelConfig) -> Source:
 
     Raises MicroCinemaError for another model, and for a key that is missing, unknown or of another shape.
     """
-    folder = path.is_dir()
+    if not os.path.exists(path):
+        raise MicroCinemaError(
+            f"there is no checkpoint '{shown(str(path), 300)}': give {SD21}, or its folder of diffusers'"
+        )
+    folder = os.path.isdir(path)
     stored = _folder(path) if folder else open_tensors(path)
     _refuse(path, stored)
     for key in [key for key in stored if ".attn.in_proj_" in key]:
@@ -92,7 +97,7 @@ def stable_diffusion(path: Path, config: ModelConfig) -> Source:
     for part, module in parts.items():
         if part == NETWORK or any(key.startswith(homes[part]) for key in stored):
             names = {key: [homes[part] + name for name in theirs[part](key)] for key in module.state_dict()}
-            taken = _take(path, stored, names, module.state_dict(), "Stable Diffusion 2.1 base")
+            taken = _take(path, stored, names, module.state_dict(), SD21)
             prefix = part + "transformer." if part == TEXT else part
             found |= {prefix + key: tensor for key, tensor in taken.items()}
     return Source(found, _leave(path, stored, {
@@ -155,8 +160,9 @@ def temporal_layers(path: Path, network: NetworkConfig) -> Source:
 
 def open_tensors(path: Path) -> dict[str, Stored]:
     """All tensors of a .safetensors file, or of a .ckpt, .pth or .bin of nothing but weights, none of them read yet."""
-    if not path.is_file():
-        raise MicroCinemaError(f"there is no checkpoint '{path}': give a .safetensors file or a folder of diffusers'")
+    if not os.path.isfile(path):  # a Path of a name too long would raise
+        name = shown(str(path), 300)
+        raise MicroCinemaError(f"there is no checkpoint '{name}': give a .safetensors file or a folder of diffusers'")
     if path.suffix != ".safetensors":
         return _unpickled(path)
     try:
@@ -190,7 +196,7 @@ def _unpickled(path: Path) -> dict[str, Stored]:
 def _folder(path: Path) -> dict[str, Stored]:
     """The tensors of a diffusers folder, each name after that of its part: 'unet/conv_in.weight'."""
     if not _weights(path / "unet"):
-        raise MicroCinemaError(f"'{path}' is no diffusers folder with unet/*.safetensors: give it, or a single file")
+        raise MicroCinemaError(f"'{path}' is no diffusers folder with unet/*.safetensors: give it, or {SD21}")
     stored = {}
     for part in ("unet", "vae", "text_encoder"):
         if file := _weights(path / part):
@@ -212,14 +218,16 @@ def _weights(folder: Path) -> Path | None:
 def _refuse(path: Path, stored: dict[str, Stored]) -> None:
     """Raise for the models that are most easily mistaken for SD2.1-base."""
 
-    def refuse(what: str, cure: str = "give Stable Diffusion 2.1 base (v2-1_512)"):
+    def refuse(what: str, cure: str = f"give {SD21}"):
         raise MicroCinemaError(f"'{path}' is {what}: {cure}")
 
     text_keys = [key for key in stored if key.endswith("attn2.to_k.weight")]
+    if any(key.startswith(NETWORK + "temporal_convs.") for key in stored):
+        refuse("a model of MicroCinema already")
     if any(re.search(r"lora[_.]", key) for key in stored):
-        refuse("a LoRA, which holds changes to a model", "give the model itself, Stable Diffusion 2.1 base")
+        refuse("a LoRA, which holds changes to a model", f"give the model itself, {SD21}")
     if any(".temopral_conv." in key or ".temp_convs." in key for key in stored):
-        refuse("a video model", "give it to --warm-start, and Stable Diffusion 2.1 base to --from")
+        refuse("a video model", f"give it to --warm-start, and to --from {SD21}")
     if any(re.match(r"conditioner\.|model\.diffusion_model\.label_emb\.|unet/add_embedding\.", key) for key in stored):
         refuse("SDXL or another model with a second embedding")
     if any(key.startswith("cond_stage_model.transformer.") for key in stored) or any(
@@ -232,7 +240,9 @@ def _refuse(path: Path, stored: dict[str, Stored]) -> None:
     bias = next((stored[key].read().float() for key in last if key in stored), torch.zeros(1))
     scheduler = path / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
-        predicts_v = json.loads(scheduler.read_text()).get("prediction_type") == "v_prediction"
+        predicts_v = (
+            re.search(r'"prediction_type":\s*"v_prediction"', scheduler.read_text(errors="replace")) is not None
+        )
     else:
         predicts_v = bias.std(unbiased=False) > 0.09
     if predicts_v:

@@ -195,24 +195,23 @@ def open_stream(path: Path) -> Stream:
         if not container.streams.video:
             raise MicroCinemaError(f"'{path}' has no pictures in it: choose a video")
         stream = container.streams.video[0]
-        told, length = stream.frames, container.duration and container.duration / av.time_base
-        measured = length if "matroska" in container.format.name else None  # others guess where it is not told
+        kind, length = container.format.name, container.duration and container.duration / av.time_base
+        length = length if "matroska" in kind or "mov" in kind else None  # others guess it from what there is
+        told = stream.frames if kind == "avi" else 0  # mp4 also counts what its edit list leaves out
         average = stream.average_rate or stream.guessed_rate or Fraction(24)
         tracks = [(track.index, track.rate, track.channels) for track in container.streams.audio]
-        packets, ends, times = 0, 0.0, []
+        packets, ends, half, times = 0, 0.0, False, []
         for packet in container.demux():
             at = packet.dts if packet.pts is None else packet.pts
-            if packet.stream.index == stream.index and packet.size:
-                packets += 1
-                if packet.is_corrupt:
-                    raise _cut_off(path, times)
-                if not packet.is_discard:
+            if packet.stream.index == stream.index and (packet.size or at is not None):
+                packets, half = packets + 1, packet.is_corrupt
+                if packet.size and not packet.is_discard:
                     times.append(packets / average if at is None else at * packet.time_base)
             if at is not None:
                 ends = max(ends, float((at + (packet.duration or 0)) * packet.time_base))
     if not times:
         raise MicroCinemaError(f"'{path}' is broken or holds no frames: choose another video")
-    if packets < told or (measured and measured - ends > max(0.1, 2 / average)):
+    if half or packets < told or (length and length - ends > max(0.1, 2 / average)):
         raise _cut_off(path, times)
     times.sort()
     notes = []
@@ -224,12 +223,17 @@ def open_stream(path: Path) -> Stream:
         pictures = (picture for _, picture in pictures)
     else:
         count = int((times[-1] - times[0]) * rate + Fraction(1, 2)) + 1
+        if rate < 0.01 or count > 100 * len(times) + 10_000:
+            raise MicroCinemaError(
+                f"the times in '{path}' are broken: {len(times)} frames would last {float(times[-1] - times[0]):.3g} "
+                "s: save it anew"
+            )
         notes.append(
             f"'{path}' shows its frames for different times: it is read at {float(rate):.4g} frames per second, each "
             "frame as often as it is shown"
         )
         pictures = _held(pictures, times[0], rate, count)
-    sound = _sound(path, *tracks[0], float(times[0])) if tracks and tracks[0][1] else None
+    sound = _sound(path, *tracks[0], float(times[0])) if tracks and all(tracks[0][1:]) else None
     return Stream(float(rate), count, pictures, sound, notes)
 
 
@@ -304,22 +308,29 @@ def _sound(path: Path, index: int, rate: int, channels: int, start: float) -> So
     channels = min(channels, 2)
 
     def pieces() -> Iterator[np.ndarray]:
-        resampler = av.AudioResampler("fltp", "mono" if channels == 1 else "stereo", rate)
         position = 0
-        with _open(path) as container:
-            for frame in container.decode(container.streams[index]):
-                due = position if frame.pts is None else round((float(frame.pts * frame.time_base) - start) * rate)
-                for part in resampler.resample(frame):
-                    samples = part.to_ndarray()
-                    late = due - position
-                    if position and abs(late) < _OUT_OF_STEP * rate:  # times in files are rounded
-                        late = 0
-                    samples = samples[:, max(0, -late) :]
-                    for silence in (min(rate, late - done) for done in range(0, late, rate)):
-                        yield np.zeros((channels, silence), np.float32)
-                    position += max(0, late) + samples.shape[1]
+        try:
+            resampler = av.AudioResampler("fltp", "mono" if channels == 1 else "stereo", rate)
+            with _open(path) as container:
+                for frame in container.decode(container.streams[index]):
                     due = position
-                    if samples.shape[1]:
-                        yield samples
+                    if frame.pts is not None:
+                        due = round((float(frame.pts * frame.time_base) - start) * rate)
+                    for part in resampler.resample(frame):
+                        samples, late = part.to_ndarray(), due - position
+                        if position and abs(late) < _OUT_OF_STEP * rate:  # times in files are rounded
+                            late = 0
+                        samples = samples[:, max(0, -late) :]
+                        for silence in (min(rate, late - done) for done in range(0, late, rate)):
+                            yield np.zeros((channels, silence), np.float32)
+                        position += max(0, late) + samples.shape[1]
+                        due = position
+                        if samples.shape[1]:
+                            yield samples
+        except (av.FFmpegError, ValueError) as error:  # the latter where it changes on the way
+            time = f"{position / rate:.2f} s"
+            raise MicroCinemaError(
+                f"the sound of '{path}' is damaged at {time}: save the video anew, or without its sound"
+            ) from error
 
     return Sound(rate, channels, pieces())

@@ -106,7 +106,7 @@ def sentence(error: ValidationError) -> str:
     return f"{name} cannot be {shown(repr(first['input']))}: {cure}"
 
 
-def shown(text: str) -> str:
+def shown(text: str, most: int = 60) -> str:
     """A stranger's text on one line, cut where it would fill the screen."""
     text = "".join(c if c.isprintable() else "?" for c in text)
-    return text if len(text) <= 60 else text[:59] + "…"
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .streams import Sound  # PyAV is imported where a stream is opened: not before the network has done its work
 
 MOST_FPS = {".mp4": 10_000, ".webm": 1000, ".gif": 50, ".webp": 1000, ".mov": 10_000, ".mkv": 1000}
+LEAST_FPS = 0.01
 WITH_SOUND = (".mp4", ".webm", ".mov", ".mkv")
 EVEN = (".mp4", ".webm", ".mov")  # two pixels share a colour
 MOST_VALUES = 2**28  # read_video: 1 GiB of floats
@@ -39,6 +40,8 @@ def check_output(path: str | Path, fps: float | None = None) -> None:
     """Raise MicroCinemaError unless a clip (of that rate) can be written to `path`."""
     images.check_output(path, tuple(MOST_FPS))
     most = MOST_FPS[Path(path).suffix.lower()]
+    if fps is not None and fps < LEAST_FPS:
+        raise MicroCinemaError(f"{fps:g} frames per second are too few: give {LEAST_FPS} or more")
     if fps is not None and fps > most:
         raise MicroCinemaError(f"'{path}' can hold {most} frames per second, not {fps:g}: lower the fps or write mp4")
 
@@ -125,6 +128,8 @@ def open_video(path: str | Path, size: tuple[int, int] | None = None) -> Video:
     """
     path = Path(path)
     with _readable(path):
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
+            raise MicroCinemaError(f"'{path}' is a pipe or a device: save the video as a file first")
         sound = None
         if path.suffix.lower() in TICKS:
             fps, count, pictures, notes = open_animation(path)

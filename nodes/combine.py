@@ -96,7 +96,14 @@ class VideoCombine(io.ComfyNode):
             notes.append(f"{format} has no CRF; it is left as it is.")
         kind = io.FolderType.output if save else io.FolderType.temp
         root = folder_paths.get_output_directory() if save else folder_paths.get_temp_directory()
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, root, width, height)
+        try:
+            place = folder_paths.get_save_image_path(filename_prefix, root, width, height)
+        except Exception as error:  # the host raises nothing narrower, in four lines
+            raise MicroCinemaError(
+                f"The filename_prefix {filename_prefix!r} names no place in the output folder: give a name, or folders "
+                "and a name, inside of it."
+            ) from error
+        folder, name, counter, subfolder, _ = place
         path = Path(folder) / f"{name}_{counter:05}_{suffix}"
 
         order = list(range(len(images)))
@@ -125,9 +132,14 @@ class VideoCombine(io.ComfyNode):
 
     @staticmethod
     def _sound(audio):
-        if audio is None or not audio["waveform"].numel():
+        if audio is None:
             return None
-        return audio["waveform"][0], audio["sample_rate"]
+        waveform, rate = audio.get("waveform"), audio.get("sample_rate")
+        if rate is None or getattr(waveform, "ndim", 0) != 3:
+            raise MicroCinemaError(
+                "The audio is none of (batch, channels, samples) with a sample rate: take it from Load Audio, say."
+            )
+        return (waveform[0], rate) if waveform.numel() else None
 
     @staticmethod
     def _stream(images, order):

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ..microcinema_core.errors import MicroCinemaError
 from ..microcinema_core.schedule import NoiseSchedule
+from ..microcinema_core.windows import Progress, Windows
 from .display import show_text
 from .prior_patch import APPEARANCE, Appearance
 from .sampler import euler_edm
-from .schema import check_images, in_range, require, schema
+from .schema import check_encoded, check_images, in_range, require, schema
 
 
 class WindowGuider(comfy.samplers.CFGGuider):
@@ -25,40 +26,34 @@ class WindowGuider(comfy.samplers.CFGGuider):
         self.set_cfg(1.0)
 
 
-class Windows:
-    """Batches of two frames to those between them, through the host: its sampler, wrappers, patches and memory."""
+class Between:
+    """A batch of windows to the frames between their ends, through the host: its sampler, wrappers, patches, memory."""
 
-    def __init__(self, model, vae, config, steps: int):
-        self.model, self.vae, self.config, self.steps = model, vae, config, steps
-        self.count = config.network.frames
+    def __init__(self, model, vae, config):
+        self.model, self.vae, self.config = model, vae, config
         self.guider = WindowGuider(model)
 
-    def between(self, ends: Tensor, seeds: list[int], callback=None) -> Tensor:
-        """Ends (b, 2, 3, h, w) in [0, 1] of b windows, and their seeds, to the frames (b, N − 2, 3, h, w) between."""
+    def __call__(self, ends: Tensor, seeds: list[int], steps: int, progress: Progress) -> Tensor:
+        """As core's `windows.Between`: ends (b, 2, 3, h, w) in [0, 1] to frames (b, N − 2, 3, h, w)."""
+        count = self.config.network.frames
         latents = self._encode(ends.flatten(0, 1)).unflatten(0, (-1, 2))
         appearance = Appearance(latents, self.config.lambda_, self.config.gamma)
-        shape = (self.count, *latents.shape[2:])
+        shape = (count, *latents.shape[2:])
         noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         self._load(noise.shape)
         encoded = self.model.model.encode(appearance, self.model.load_device)  # kept for sampling, and for what is lost
         self.guider.set_appearance(appearance)
         sampled = self.guider.sample(
-            noise, torch.zeros_like(noise), comfy.samplers.KSAMPLER(euler_edm), NoiseSchedule().sigmas_for(self.steps),
-            callback=callback, disable_pbar=True, seed=seeds[0],
-        ).unflatten(0, (-1, self.count))  # fmt: skip
-        middle = self._decode(sampled[:, 1:-1].flatten(0, 1)).unflatten(0, (-1, self.count - 2))
+            noise, torch.zeros_like(noise), comfy.samplers.KSAMPLER(euler_edm), NoiseSchedule().sigmas_for(steps),
+            callback=lambda step, *_: progress(step + 1, steps), disable_pbar=True, seed=seeds[0],
+        ).unflatten(0, (-1, count))  # fmt: skip
+        middle = self._decode(sampled[:, 1:-1].flatten(0, 1)).unflatten(0, (-1, count - 2))
         # What the autoencoder loses of the end frames is known: give it back on the way.
         lost = ends - self._decode(latents.flatten(0, 1)).unflatten(0, (-1, 2))
         self._load(noise.shape)
         with torch.no_grad():
-            lost = self.model.model.diffusion_model.carry(encoded, lost.to(self.model.load_device), self.count)
+            lost = self.model.model.diffusion_model.carry(encoded, lost.to(self.model.load_device), count)
         return (middle + lost[:, 1:-1].cpu()).clamp(0, 1)
-
-    def padded(self, frames: Tensor) -> Tensor:
-        factor = self.config.autoencoder.factor
-        least = factor * 2 ** (len(self.config.network.channel_multipliers) - 1)
-        rows, columns = (max(least, -(-side // factor) * factor) - side for side in frames.shape[2:])
-        return torch.nn.functional.pad(frames, (0, columns, 0, rows), mode="replicate") if rows or columns else frames
 
     def _load(self, shape) -> None:
         """The network on its device, with its patches: the VAE may have pushed it away since."""
@@ -66,7 +61,9 @@ class Windows:
         comfy.model_management.load_models_gpu([self.model], memory_required=required)
 
     def _encode(self, pictures: Tensor) -> Tensor:
-        return self.vae.encode(pictures.movedim(1, -1)).float()
+        latents = self.vae.encode(pictures.movedim(1, -1)).float()
+        check_encoded(latents, self.config)
+        return latents
 
     def _decode(self, latents: Tensor) -> Tensor:
         return self.vae.decode(latents).float().movedim(-1, 1).cpu()
@@ -115,43 +112,17 @@ class Interpolate(io.ComfyNode):
         steps = steps or config.steps
         show_text(f"{steps} step{'s' * (steps > 1)}")
         frames = torch.cat((frames, frames[:1])) if loop else frames
-        windows = Windows(model, vae, config, steps)
-        made = cls._passes(windows, frames.movedim(-1, 1), passes, seed)
-        made = made[: len(made) - loop].movedim(1, -1)
+        bar = comfy.utils.ProgressBar(1)
+        windows = Windows(
+            config, Between(model, vae, config), steps=steps, progress=bar.update_absolute,
+            out_of_memory=comfy.model_management.OOM_EXCEPTION,
+        )  # fmt: skip
         inserted = (config.network.frames - 1) ** passes
+        made = torch.empty((len(frames) - 1) * inserted + 1, *frames.shape[1:])
+        for index, frame in enumerate(windows.interpolated(frames.movedim(-1, 1), len(frames), passes, seed)):
+            made[index] = frame.movedim(0, -1)
+        made = made[: len(made) - loop]
         return io.NodeOutput(made, fps * inserted, len(made))
-
-    @staticmethod
-    def _passes(windows: Windows, frames: Tensor, passes: int, seed: int) -> Tensor:
-        """Frames (n, 3, h, w) to those of one or two passes, in batches of windows that memory holds."""
-        inner, at_once = windows.count - 1, 4
-        counts = [(len(frames) - 1) * inner**i for i in range(passes)]
-        bar, done = comfy.utils.ProgressBar(sum(counts) * windows.steps), 0
-        height, width = frames.shape[2:]
-        frames = windows.padded(frames)
-        for index, count in enumerate(counts):
-            out, start = [frames[:1]], 0
-            while start < count:
-                ends = torch.stack((frames[:-1], frames[1:]), 1)[start : start + at_once]
-                size = len(ends)
-                seeds = [((seed * 1_000_003 + index) * 1_000_003 + start + i) % 2**63 for i in range(size)]
-
-                def callback(step, denoised, x, total, done=done, size=size):
-                    bar.update_absolute(done + (step + 1) * size)
-
-                try:
-                    made = windows.between(ends, seeds, callback)
-                except comfy.model_management.OOM_EXCEPTION:
-                    if size == 1:
-                        raise
-                    at_once = size // 2
-                    comfy.model_management.soft_empty_cache()
-                    continue
-                out.append(torch.cat((made, ends[:, 1:]), 1).flatten(0, 1))
-                done += size * windows.steps
-                start += size
-            frames = torch.cat(out)
-        return frames[:, :, :height, :width]
 
     @staticmethod
     def _check_vae(vae, config) -> None:

@@ -82,5 +82,7 @@ class Loader(io.ComfyNode):
         path = model_files().get(model_name)
         if path is None:
             raise MicroCinemaError(f"The model '{model_name}' is gone: reload the page and choose another.")
+        if weight_dtype not in DTYPES:
+            raise MicroCinemaError(f"The weight_dtype {weight_dtype!r} is none: give one of {', '.join(DTYPES)}.")
         options = {"dtype": DTYPES[weight_dtype]} if DTYPES[weight_dtype] else {}
         return io.NodeOutput(load_model(path, options), load_clip(path), load_vae(path))

@@ -10,7 +10,7 @@ from ..microcinema_core.errors import MicroCinemaError
 from ..microcinema_core.images import fit, size_from
 from .display import show_text
 from .prior_patch import APPEARANCE, Appearance
-from .schema import check_images, in_range, require, schema
+from .schema import check_encoded, check_images, in_range, require, schema
 
 
 class Noise:
@@ -89,11 +89,7 @@ class PriorLatent(io.ComfyNode):
         width, height = _size(picture, width, height, factor)
         show_text(f"{frames} frames of {width}×{height}")
         latents = vae.encode(fit(picture, width, height).movedim(0, -1)[None])
-        if latents.ndim != 4 or latents.shape[1] != config.autoencoder.latent_channels:
-            raise MicroCinemaError(
-                f"The VAE gives latents of shape {tuple(latents.shape)}, the model takes "
-                f"{config.autoencoder.latent_channels} channels: wire the VAE that belongs to it."
-            )
+        check_encoded(latents, config)
         appearance = Appearance(latents[None], lambda_, gamma)
         positive, negative = (
             node_helpers.conditioning_set_values(conditioning, {APPEARANCE: appearance})

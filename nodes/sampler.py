@@ -17,7 +17,7 @@ from ..microcinema_core.samplers import sample_euler_edm
 from ..microcinema_core.schedule import NoiseSchedule
 from .display import show_text
 from .prior_patch import APPEARANCE
-from .schema import in_range, require, schema
+from .schema import check_latent, check_text, in_range, require, schema
 
 
 def euler_edm(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
@@ -97,13 +97,8 @@ class EulerSampler(io.ComfyNode):
         config = require(model, "centre")
         steps, cfg = steps or config.steps, cfg or config.cfg
         show_text(f"{steps} step{'s' * (steps > 1)}, cfg {cfg:g}")
-        samples = latent["samples"]
-        channels = model.get_model_object("latent_format").latent_channels
-        if samples.ndim != 4 or samples.shape[1] != channels:
-            raise MicroCinemaError(
-                f"The latent is of shape {tuple(samples.shape)}, the model takes (frames, {channels}, height, width): "
-                "take the latent from Appearance Noise Prior Latent."
-            )
+        samples = check_latent(latent, model.get_model_object("latent_format").latent_channels)
+        check_text([*positive, *negative], config)
         carried = [options[APPEARANCE] for _, options in positive if APPEARANCE in options]
         if not carried:
             raise MicroCinemaError(

@@ -41,7 +41,9 @@ def in_range(execute):
 
 
 def _check_input(wanted: io.Input, value) -> None:
-    if value is None and not wanted.optional:
+    if value is None:
+        if wanted.optional:
+            return
         raise MicroCinemaError(f"The input '{wanted.id}' is empty: the node that is wired to it gave nothing.")
     least, most = getattr(wanted, "min", None), getattr(wanted, "max", None)
     if least is not None and most is not None and not least <= value <= most:  # NaN is never
@@ -63,6 +65,39 @@ def require(model, condition: str) -> ModelConfig:
         other = kinds[config.network.condition]
         raise MicroCinemaError(f"The model '{config.name}' {other}, wire one here that {kinds[condition]}.")
     return config
+
+
+def check_encoded(latents: torch.Tensor, config: ModelConfig) -> None:
+    """Refuse what another model's VAE has made of a picture."""
+    if latents.ndim != 4 or latents.shape[1] != config.autoencoder.latent_channels:
+        raise MicroCinemaError(
+            f"The VAE gives latents of shape {tuple(latents.shape)}, the model takes "
+            f"{config.autoencoder.latent_channels} channels: wire the VAE that belongs to it."
+        )
+
+
+def check_latent(latent: dict, channels: int) -> torch.Tensor:
+    """The samples of a LATENT for a model of ours, (frames, channels, h, w), or a sentence on what is wrong with it."""
+    samples, mask = latent.get("samples"), latent.get("noise_mask")
+    shape = tuple(getattr(samples, "shape", ()))
+    if len(shape) != 4 or shape[1] != channels or 0 in shape:
+        raise MicroCinemaError(
+            f"The latent is of shape {shape}, the model takes (frames, {channels}, height, width): "
+            "take the latent from Appearance Noise Prior Latent."
+        )
+    if mask is not None and (mask.ndim < 2 or 0 in mask.shape):
+        raise MicroCinemaError(f"The latent's mask is of shape {tuple(mask.shape)}: give (count, height, width).")
+    return samples
+
+
+def check_text(conditioning: list, config: ModelConfig) -> None:
+    """Refuse what another model's CLIP has made of a sentence."""
+    for text, _ in conditioning:
+        if text.ndim != 3 or 0 in text.shape or config.network.context_dim not in (None, text.shape[-1]):
+            raise MicroCinemaError(
+                f"The sentence is of shape {tuple(text.shape)}, the model reads (count, words, "
+                f"{config.network.context_dim}): wire the CLIP that belongs to it."
+            )
 
 
 def check_images(images: torch.Tensor, least: int = 1) -> torch.Tensor:

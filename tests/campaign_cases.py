@@ -43,7 +43,7 @@ DEVICES = [
     "auto ", "", ":", "0", "cpu:00", "cpu:1e3", "GPU", "\udcff", "\x00",
 ]  # fmt: skip
 SIZES = [
-    "0x0", "32x0", "-32x32", "32x32x32", "32", "x", "33x32", "1x1", "4x4", "8x8", "9999x9999", "10000x8", "32X32",
+    "0x0", "32x0", "-32x32", "32x32x32", "32", "x", "33x32", "1x1", "4x4", "8x8", "99999x99999", "9996x8", "32X32",
     "32×32",
     "32 x 32", "32x32\n", "032x32", "3e1x32", "\u0663x\u0663", "8x4096",
 ]  # fmt: skip
@@ -228,12 +228,19 @@ def _collisions(good, base: str, ends: str) -> Iterator[Case]:
             {**photo, "sub/file": b""}, good=False, links={"link.png": "photo.png"},
         )  # fmt: skip
     for place in ("tiny.safetensors", "no/out.mp4", "photo.png/out.mp4", "sub.mp4", "/dev/full", "/proc/out.mp4",
-                  "x" * 251 + ".mp4", "x" * 4000 + ".mp4", ".mp4", "out.mp4/", "out", "out.", "out.mp4 ", "out.exe", "",
+                  "x" * 4000 + ".mp4", ".mp4", "out", "out.", "out.mp4 ", "out.exe", "",
                   ".", "..", "/", "dangling/out.mp4"):  # fmt: skip
         yield Case(
             "command", f"animate: the output is {place!r:.60}", [*line, "-o", place], {**photo, "sub.mp4/file": b""},
             good=False, links={"dangling": "nowhere"},
         )  # fmt: skip
+    for place, written in (
+        ("x" * 251 + ".mp4",) * 2,
+        ("out.mp4/", "out.mp4"),
+    ):  # the longest name, and a slash too many
+        yield Case(
+            "command", f"animate: the output is {place!r:.60}", [*line, "-o", place], photo, (written,), good=True
+        )
     yield Case("command", "init: the output is the source", ["init", "--from", "a.safetensors", "-o", "a.safetensors"],
                {"a.safetensors": tiny}, good=False)  # fmt: skip
     yield Case("command", "train: the folder is a file", ["train", "run.toml", "--out", "photo.png"],
@@ -661,7 +668,7 @@ def _videos(rng: random.Random, ends: str) -> Iterator[Case]:
         "tags": {}},
         {"fps": 1e308, "tags": {}}, {"fps": 1e-308, "tags": {}}, {"fps": "8", "tags": {}}, {"fps": None, "tags": None},
         {"fps": [8], "tags": {}}, {"fps": 8, "tags": []}, {"fps": 8, "tags": "x"}, {"fps": True, "tags": {}},
-        {"fps": 10**400, "tags": {}}, {"fps": 8}, [1], {"fps": 8, "tags": {"comment": 5}}, {"fps": 1000, "tags": {}},
+        {"fps": 10**400, "tags": {}}, {"fps": 8}, [1], {"fps": 8, "tags": {"comment": 5}}, {"fps": 100, "tags": {}},
         {"fps": 100_000, "tags": {}},
     ):  # fmt: skip
         text = json.dumps(note)

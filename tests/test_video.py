@@ -163,6 +163,7 @@ def test_a_clip_of_no_frames_is_refused(tmp_path, suffix):
         ("folder.mp4", None, "is a folder"),
         (f"{'x' * 300}.mp4", None, "cannot be written"),
         ("clip.gif", 64, "50 frames per second, not 64"),
+        ("clip.mp4", 0.001, "0.001 frames per second are too few: give 0.01 or more"),
     ],
 )
 def test_outputs_that_cannot_be(tmp_path, name, fps, message):
@@ -298,6 +299,13 @@ def test_rounded_times_are_no_variable_rate(tmp_path):
     assert opened.fps == pytest.approx(29.97, rel=0.01) and not opened.notes
 
 
+@pytest.mark.parametrize("times", [[0, 100, 200, 10**9], [0, 10**9, 2 * 10**9, 2 * 10**9 + 1]])
+def test_times_that_cannot_be_are_refused(tmp_path, times):
+    write_jpegs(tmp_path / "a.mkv", [grey(40 * index) for index in range(4)], times)
+    with pytest.raises(MicroCinemaError, match="the times in .* are broken: 4 frames would last .* s: save it anew"):
+        video.open_video(tmp_path / "a.mkv")
+
+
 def test_a_change_of_size_is_refused_or_evened_out(tmp_path):
     path = tmp_path / "a.mkv"
     write_jpegs(path, [grey(0), grey(40), grey(80, 64, 48), grey(120, 64, 48)], [0, 500, 1000, 1500])
@@ -423,6 +431,21 @@ def test_sound_does_not_wait_for_the_end_of_the_file(tmp_path):
             if packet.pts is not None:
                 times[packet.stream.type] = float(packet.pts * packet.time_base)
                 assert abs(times["video"] - times["audio"]) < 0.6
+
+
+def test_damaged_sound_says_where(tmp_path):
+    """One byte in the middle of a FLAC frame."""
+    path = tmp_path / "a.mkv"
+    video.write_video(path, torch.zeros(16, 3, 32, 32), 8, audio=bursts(2))
+    with av.open(str(path)) as container:
+        packets = [bytes(p) for p in container.demux(audio=0) if p.pts and 1.6 < p.pts * p.time_base < 1.8]
+    content = path.read_bytes()
+    for packet in packets:
+        content = content.replace(packet, bytes(len(packet)))
+    path.write_bytes(content)
+    with pytest.raises(MicroCinemaError, match=r"the sound of .* is damaged at 1\.[567]\d s: save the video anew"):
+        video.write_video(tmp_path / "b.mp4", video.open_video(path).frames, 8, audio=video.open_video(path).sound)
+    assert not (tmp_path / "b.mp4").exists()
 
 
 # --- for those who edit ---

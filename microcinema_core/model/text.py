@@ -12,6 +12,7 @@ and whose import takes longer than a clip. Keys in files, after `cond_stage_mode
 from __future__ import annotations
 
 import html
+import json
 import re
 import unicodedata
 from pathlib import Path
@@ -23,8 +24,10 @@ from torch import Tensor, nn
 
 from ..config import TextConfig
 from ..errors import MicroCinemaError
+from ..header import SD21_PAGE
 
 PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unknown>"
+TOKENIZER = f"the folder tokenizer of {SD21_PAGE}, or comfy/sd1_tokenizer of any ComfyUI"
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -47,6 +50,10 @@ class WordTokens:
 
     def __init__(self, config: TextConfig):
         try:
+            template = json.loads(config.tokenizer).get("post_processor") or {}
+            marks = {part["SpecialToken"]["id"] for part in template.get("single", ()) if "SpecialToken" in part}
+            if unknown := marks - template.get("special_tokens", {}).keys():  # the library would panic
+                raise ValueError(f"no {min(unknown)}")
             self.tokenizer = Tokenizer.from_str(config.tokenizer)
             self.unknown_id = self.tokenizer.token_to_id(UNKNOWN)
             marks, largest = self.tokenizer.encode("").ids, max(self.tokenizer.get_vocab().values())
@@ -77,7 +84,7 @@ class ClipTokens:
     def __init__(self, config: TextConfig, folder: Path):
         files = [folder / "vocab.json", folder / "merges.txt"]
         if missing := [str(file) for file in files if not file.exists()]:
-            raise MicroCinemaError(f"SD2.1's tokenizer needs {missing[0]}: copy it from the model's tokenizer folder")
+            raise MicroCinemaError(f"SD2.1's tokenizer needs {missing[0]}: copy it from {TOKENIZER}")
         try:
             marks = {"continuing_subword_prefix": "", "end_of_word_suffix": "</w>", "unk_token": CLIP_END}
             self.tokenizer = Tokenizer(models.BPE.from_file(*map(str, files), **marks))
@@ -144,7 +151,8 @@ class TextEncoder(nn.Module):
             self.tokenizer = ClipTokens(config, tokenizer_folder)
         else:
             raise MicroCinemaError(
-                "this text encoder needs CLIP's tokenizer: name the folder of vocab.json and merges.txt (--tokenizer)"
+                "this text encoder needs CLIP's tokenizer: name the folder of vocab.json and merges.txt (--tokenizer), "
+                f"which are in {TOKENIZER}"
             )
         self.transformer = ClipText(config)
 

@@ -74,7 +74,9 @@ class TrainingConfig:
             for key, value in (overrides or {}).items():
                 values |= tomllib.loads(f"{key} = {value}")
         except OSError as error:
-            raise MicroCinemaError(f"cannot read {path}: {error.strerror}; give a file from configs/") from error
+            name = f"the configuration '{shown(str(path), 300)}'"
+            reason = f"does not exist or cannot be read ({error.strerror})"
+            raise MicroCinemaError(f"{name} {reason}: choose one from configs/") from error
         except (ValueError, RecursionError) as error:  # no TOML, no text at all, nested without end
             raise MicroCinemaError(
                 f"{path} or a --set value is not valid TOML ({shown(str(error))}): correct it"

@@ -120,6 +120,8 @@ def _result(config: TrainingConfig, folder: Path) -> Path:
 def _autoencoder_file(config: TrainingConfig, folder: Path) -> Path:
     file = Path(config.autoencoder)
     for candidate in (file, folder.parent / file):
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # a Path of a name too long would raise
             return candidate
-    raise MicroCinemaError(f"no autoencoder '{file}': train it first with configs/demo-autoencoder.toml")
+    raise MicroCinemaError(
+        f"no autoencoder '{shown(str(file), 300)}': train it first with configs/demo-autoencoder.toml"
+    )

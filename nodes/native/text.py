@@ -11,6 +11,7 @@ from torch import nn
 
 from ...microcinema_core.checkpoint import TEXT, read_config
 from ...microcinema_core.errors import MicroCinemaError
+from ...microcinema_core.header import SD21
 from ...microcinema_core.model.text import TextEncoder, WordTokens
 from ..display import show_text
 from .files import Absent, check_keys, fork_rng, part_of
@@ -103,7 +104,7 @@ def load_clip(path: str | Path):
         name = Path(path).name
         if config.text is None:
             return Absent(f"'{name}' reads no text: leave CLIP unconnected.")
-        return Absent(f"'{name}' brings no text encoder of its own: take CLIP from Load CLIP or an SD2.1 checkpoint.")
+        return Absent(f"'{name}' brings no text encoder of its own: take CLIP from Load Checkpoint with {SD21}.")
     clip = comfy.sd.CLIP(Target(config.text), model_options={"dtype": torch.float32})
     check_keys(path, tensors, clip.cond_stage_model.text)
     clip.load_sd({f"text.{key}": value for key, value in tensors.items()}, full_model=True)

@@ -14,6 +14,7 @@ from torch import nn
 
 from ...microcinema_core.checkpoint import AUTOENCODER, read_config
 from ...microcinema_core.config import ModelConfig
+from ...microcinema_core.header import SD21
 from ...microcinema_core.model.autoencoder import Autoencoder
 from .files import Absent, check_keys, fork_rng, part_of
 
@@ -34,9 +35,7 @@ def load_vae(path: str | Path):
     config = read_config(path)
     model = load_autoencoder(path, config)
     if model is None:
-        return Absent(
-            f"'{Path(path).name}' holds no VAE: take VAE from Load VAE or from the SD2.1 checkpoint's loader."
-        )
+        return Absent(f"'{Path(path).name}' holds no VAE: take VAE from Load Checkpoint with {SD21}.")
     # The host builds SD's layout only; a small one of its own is put in and then replaced by ours.
     ddconfig = {
         "double_z": True, "z_channels": 4, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1],
