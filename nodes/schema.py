@@ -46,7 +46,7 @@ def _check_input(wanted: io.Input, value) -> None:
             return
         raise MicroCinemaError(f"The input '{wanted.id}' is empty: the node that is wired to it gave nothing.")
     least, most = getattr(wanted, "min", None), getattr(wanted, "max", None)
-    if value is not None and least is not None and most is not None and not least <= value <= most:  # NaN is never
+    if least is not None and most is not None and not least <= value <= most:  # NaN is never
         raise MicroCinemaError(
             f"The input '{wanted.id}' is {str(value)[:40]}: give a number from {least:.12g} to {most:.12g}."
         )
