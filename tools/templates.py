@@ -25,7 +25,7 @@ NOTE = {"color": "#432", "tall": 326}
 ANIMATE = """\
 ## Animate a picture
 
-Press **Run**. Nothing needs to be fetched: two small models come with the pack. After half a minute on two CPU cores \
+Press **Run**. Nothing needs to be fetched: two small models come with the pack. After 25 seconds on two CPU cores \
 the clip appears on the right: 33 frames, 384 pixels on the long side.
 
 **Your picture**: choose or drop it in *Load Image*. The clip takes its shape; *width* and *height* 0 mean just that.
@@ -50,7 +50,7 @@ repairs the start by itself. With a model of your own the difference is larger: 
 
 **Your picture**: choose or drop it in *Load Image*.
 
-Some 40 seconds on two CPU cores; nothing needs to be fetched."""
+Some 25 seconds on two CPU cores; nothing needs to be fetched."""
 
 FILES = """\
 
@@ -121,7 +121,8 @@ def motion_amplitude() -> Graph:
     gammas = {"A": -0.01, "B": 0.0, "C": 0.02, "D": 0.04}
     row = None
     for name, gamma in gammas.items():
-        shown = frames(graph, parts, ("picture", 0), name, f"γ = {gamma:g}".replace("-", "−"), gamma=gamma)
+        shown = frames(graph, parts, ("picture", 0), name, f"γ = {gamma:g}".replace("-", "−"), gamma=gamma,
+                       width=192)  # fmt: skip
         if row is None:
             row = shown
         else:
