@@ -129,10 +129,17 @@ def _picture(frame: Tensor, pixels: str) -> av.VideoFrame:
     return picture
 
 
+def _rgb(frame: av.VideoFrame) -> np.ndarray:
+    """(h, w, 3) uint8. PyAV before 17 takes every frame for BT.601, whatever it says, unless asked to leave BT.709."""
+    spaces = {"src_colorspace": Colorspace.ITU709, "dst_colorspace": Colorspace.ITU601}
+    return frame.reformat(format="rgb24", **(spaces if frame.colorspace == BT709 else {})).to_ndarray()
+
+
 def _tag_bt709(target: av.VideoFrame | av.VideoCodecContext, pixels: str) -> None:
     if pixels.startswith("yuv"):
-        target.colorspace = target.color_primaries = target.color_trc = BT709
-        target.color_range = LIMITED
+        target.colorspace, target.color_range = BT709, LIMITED
+        if hasattr(target, "color_primaries"):  # frames have them from PyAV 17 on; files take the codec's
+            target.color_primaries = target.color_trc = BT709
 
 
 class _Track:
@@ -284,7 +291,7 @@ def _decoded(path: Path, times: list[Fraction]) -> Iterator[tuple[Fraction, np.n
                     raise damaged()
                 last = times[min(index, len(times) - 1)] if frame.pts is None else frame.pts * frame.time_base
                 # a phone held upright stores its pictures lying down, and how to turn them
-                yield last, np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)).copy()
+                yield last, np.rot90(_rgb(frame), round(frame.rotation / 90)).copy()
         except av.FFmpegError as error:
             raise damaged() from error
     if times[-1] - last > 1.5 * (times[-1] - times[0]) / max(1, len(times) - 1):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, dataclass_transform
+from typing import Any
 
 import pydantic.dataclasses
 from pydantic import ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, core_schema
+from typing_extensions import dataclass_transform  # pydantic's own; in typing from Python 3.11 on
 
 
 @dataclass_transform(frozen_default=True)

@@ -7,10 +7,11 @@ template; those of the host's nodes stand in HOST.
 from __future__ import annotations
 
 import json
-import tomllib
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import tomllib
 
 PACK = Path(__file__).resolve().parents[1]
 WIDGETS = ("COMBO", "STRING", "INT", "FLOAT", "BOOLEAN")

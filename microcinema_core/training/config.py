@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
+import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +12,11 @@ from pydantic import StrictBool, ValidationError
 from ..config import CONFIGS, ModelConfig
 from ..errors import MicroCinemaError
 from ..validated import Fits, Range, sentence, shown, validated
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 MOST_STEPS = 10**9
 Steps = Annotated[int, Range(1, MOST_STEPS, "steps", 1000)]
