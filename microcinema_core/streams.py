@@ -47,7 +47,7 @@ CODECS = {
         ("aac", "fltp"), (38, 18), tag="hvc1",
     ),
     "vp9": Codec("libvpx-vp9", "yuv420p", {"b": "0"}, {}, ("libopus", "flt"), (46, 18), 63, 48_000),
-    "prores": Codec("prores_ks", "yuv422p10le", {"profile": "hq", "vendor": "apl0"}, _MOV, ("pcm_s16le", "s16")),
+    "prores": Codec("prores_ks", "yuv422p10le", {"profile": "3", "vendor": "apl0"}, _MOV, ("pcm_s16le", "s16")),
     "ffv1": Codec("ffv1", "bgr0", {"level": "3", "slices": "4", "slicecrc": "1", "g": "1"}, {}, ("flac", "s16")),
 }  # fmt: skip
 BY_SUFFIX = {".mp4": "h264", ".webm": "vp9", ".mov": "prores", ".mkv": "ffv1"}

@@ -256,6 +256,29 @@ def test_a_window_of_a_clip_has_the_places_that_its_frames_have_in_the_whole():
     assert not torch.equal(run(slice(3, 5)), whole[3:5])
 
 
+def test_windows_that_know_their_place_are_nearer_to_the_whole_clip():
+    net = randomised(MicroCinemaUNet(TINY))
+    _, timesteps, context, latents = inputs(1)
+    x, condition = torch.randn(13, 4, *latents.shape[-2:]), net.encode_condition(latents)
+
+    def run(frames, **options):
+        return net(x[frames], timesteps[:1], context, condition=condition, num_video_frames=len(x[frames]), **options)
+
+    whole, first = run(slice(None)), slice(0, 5)
+    told = (run(first, offsets=torch.arange(5.0) - 6) - whole[first]).norm()
+    assert told < 0.9 * (run(first) - whole[first]).norm()
+
+
+def test_attention_in_half_precision_holds_logits_far_beyond_it():
+    torch.manual_seed(0)
+    q, k, v = 150 * torch.randn(2, 256, 128), 150 * torch.randn(2, 256, 128), torch.randn(2, 256, 128)
+    assert (q[0, :, :64] @ k[0, :, :64].T).abs().max() > 5e5
+    with torch.no_grad():
+        found = attention(q.half(), k.half(), v.half(), 2)
+        expected = attention(q.half().double(), k.half().double(), v.half().double(), 2)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("frames", [2, 4, 5, 8])
 def test_one_frame_of_every_clip_is_the_picture(frames):
     """With a preconditioned network the picture's own frame has no residual: its v at t = 0 is that of the picture."""
