@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from host import HOST, PACK, Server
-from PIL import Image
+from host import HOST, Server
 from torch import nn
 
 from microcinema_core.checkpoint import LoadedModel
@@ -86,6 +85,6 @@ def server(tmp_path_factory):
     if HOST is None:
         pytest.skip("no ComfyUI: set COMFYUI_PATH")
     running = Server(HOST, tmp_path_factory.mktemp("host") / "base", "--preview-method", "latent2rgb")
-    Image.open(PACK / "pictures" / "photo.jpg").save(running.base / "input" / "example.png")
+    running.add_picture()
     yield running
     running.stop()

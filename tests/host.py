@@ -12,6 +12,7 @@ import urllib.request
 import warnings
 from pathlib import Path
 
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -100,6 +101,10 @@ class Server:
                     self.process.kill()
                     raise AssertionError(f"the server did not start\n{self.log}") from None
                 time.sleep(0.5)
+
+    def add_picture(self) -> None:
+        """The photograph that graph() animates, into the input folder."""
+        Image.open(PACK / "pictures" / "photo.jpg").save(self.base / "input" / "example.png")
 
     @property
     def log(self) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 import av
 import pytest
 from host import HOST, PACK, Server, api_form, python_of
-from PIL import Image
 
 from microcinema_core import video
 
@@ -49,7 +48,6 @@ def full_server(files, tmp_path_factory):
         for path in (path for name in names for path in files.glob(name)):
             (folder / path.name).symlink_to(path)
     running = Server(HOST, base, "--bf16-unet", "--cache-none")
-    Image.open(PACK / "pictures" / "photo.jpg").save(running.base / "input" / "example.png")
     yield running
     running.stop()
 

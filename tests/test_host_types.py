@@ -5,9 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from host import HOST, PACK, Server, api_form, graph
+from host import HOST, Server, api_form, graph
 from lora import random_lora
-from PIL import Image
 
 from microcinema_core import video
 from microcinema_core.checkpoint import resolve
@@ -47,7 +46,7 @@ pytestmark = pytest.mark.skipif(HOST is None, reason="no ComfyUI: set COMFYUI_PA
 def running(base, *options: str, node: str | None = None):
     """A server with these options, and with `node` as one more custom node."""
     server = Server(HOST, base, *options, custom_nodes={"card.py": node} if node else {})
-    Image.open(PACK / "pictures" / "photo.jpg").save(server.base / "input" / "microcinema-example.jpg")
+    server.add_picture()
     try:
         yield server
     finally:
