@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -75,6 +78,12 @@ def graph(**changed) -> dict:
     return made
 
 
+def end_with_parent() -> None:
+    """Called in a new process: on Linux it ends when the test run that has started it is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 class Server:
     def __init__(self, host: Path, base: Path, *options: str, custom_nodes: dict[str, str] | None = None):
         """`custom_nodes`: more files for that folder beside the pack, by name."""
@@ -90,7 +99,9 @@ class Server:
         self.base, self.log_path = base, base / "server.log"
         command = [str(python_of(host)), "main.py", "--cpu", "--base-directory", str(base), "--port", str(self.port)]
         with self.log_path.open("w") as log:
-            self.process = subprocess.Popen([*command, *options], cwd=host, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                [*command, *options], cwd=host, stdout=log, stderr=subprocess.STDOUT, preexec_fn=end_with_parent
+            )
         deadline = time.monotonic() + 300
         while True:
             try:

@@ -188,7 +188,9 @@ def test_info(capsys):
 
 def test_interrupted_leaves_no_file(tmp_path):
     command = [sys.executable, "-m", "microcinema_core", "animate", PHOTO, "--prompt", PROMPT, "--steps", "1000"]
-    with subprocess.Popen([*command, "-o", tmp_path / "a.mp4"], cwd=ROOT, stderr=subprocess.PIPE) as process:
+    # A background job of a shell ignores the signal, and so would what it starts.
+    handled = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen([*command, "-o", tmp_path / "a.mp4"], cwd=ROOT, stderr=subprocess.PIPE, **handled) as process:
         started = process.stderr.read(1)  # the progress bar
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read().decode()
