@@ -57,11 +57,11 @@ def found(page, words: str) -> list[str]:
     for _ in range(10):  # until whatever dialog was open has gone
         page.keyboard.press("Escape")
         page.wait_for_timeout(800)
-        page.mouse.dblclick(600, 600)
+        page.evaluate("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")  # as a double click does
         page.wait_for_timeout(800)
         if box.is_visible():
             break
-    page.keyboard.type(words)
+    box.fill(words)
     items.first.wait_for()
     page.wait_for_timeout(1500)  # the list follows the typing
     return [text.split("\n")[0].strip() for text in items.all_inner_texts()]
