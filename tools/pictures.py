@@ -52,8 +52,8 @@ def shot(page, clip: dict) -> Image.Image:
 
 def thumbnails(server: Server) -> None:
     frames = frames_of(server, "animate-a-picture")
-    frames[0].save(PACK / "docs/clip.webp", save_all=True, append_images=frames[1:], duration=125, loop=0, quality=45,
-                   method=6, minimize_size=True)  # fmt: skip
+    frames[0].save(PACK / "docs/clip.webp", save_all=True, append_images=frames[1:], duration=125, loop=0, quality=75,
+                   method=6, kmax=1)  # fmt: skip
     print("docs/clip.webp", (PACK / "docs/clip.webp").stat().st_size, frames[0].size)
     sheet = Image.new("RGB", (SIDE, SIDE), "white")
     for row, frame in enumerate((frames[0], frames[-1])):
@@ -63,7 +63,7 @@ def thumbnails(server: Server) -> None:
     four = frames_of(server, "motion-amplitude")[-1]
     sheet, half, width = Image.new("RGB", (SIDE, SIDE), "white"), SIDE // 2 - 2, (four.width - 12) // 4
     font = ImageFont.load_default(size=22)
-    for i, gamma in enumerate(("γ −0.01", "γ 0", "γ 0.02", "γ 0.04")):
+    for i, gamma in enumerate(("gamma -0.01", "gamma 0", "gamma 0.02", "gamma 0.04")):
         left = i * (width + 4)
         tile = crop(four.crop((left, 0, left + width, four.height)), half, half)
         ImageDraw.Draw(tile).text((10, 8), gamma, fill="white", stroke_width=2, stroke_fill="black", font=font)
