@@ -52,6 +52,7 @@ CODECS = {
 }  # fmt: skip
 BY_SUFFIX = {".mp4": "h264", ".webm": "vp9", ".mov": "prores", ".mkv": "ffv1"}
 _RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # of AAC, and all others hold them too
+PYAV = int(av.__version__.partition(".")[0])
 BT709 = 1  # its number in H.273, for primaries, transfer and matrix alike
 LIMITED = 1  # FFmpeg's AVCOL_RANGE_MPEG: black is 16 and white 235
 _OUT_OF_STEP = 0.05  # seconds by which sound may be early or late in a file before it is moved
@@ -250,7 +251,8 @@ def read_tags(path: Path) -> dict[str, str]:
 
 
 def _open(path: Path):
-    return av.open(str(path), metadata_errors="replace")
+    options = {} if PYAV >= 19 else {"metadata_errors": "replace"}  # later ones never raise for a tag
+    return av.open(str(path), **options)
 
 
 def _cut_off(path: Path, times: list[Fraction]) -> MicroCinemaError:
