@@ -12,8 +12,8 @@ from collections import defaultdict
 import torch
 
 from microcinema_core.checkpoint import resolve
+from microcinema_core.demo import evaluate
 from microcinema_core.pipeline import Pipeline
-from microcinema_core.training import evaluate
 
 LIMIT = torch.finfo(torch.float16).max  # 65,504
 

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from microcinema_core.checkpoint import LoadedModel
 from microcinema_core.config import BASE, INTERPOLATION
-from microcinema_core.model import MicroCinemaUNet
+from microcinema_core.model import build
 from microcinema_core.model.autoencoder import Autoencoder
 from microcinema_core.pipeline import Pipeline
 
@@ -51,7 +51,7 @@ class Step:
 
 def ours(o: argparse.Namespace) -> Step:
     config = replace(BASE.network, model_channels=o.width, frames=o.frames)
-    network = filled(MicroCinemaUNet(config, device="meta"), o).to(memory_format=torch.channels_last)
+    network = filled(build(config, device="meta"), o).to(memory_format=torch.channels_last)
     condition = network.encode_condition(noise(o, 1, 1, 4, o.size, o.size))
     x, text = noise(o, HALVES * o.frames, 4, o.size, o.size), noise(o, HALVES, TOKENS, TEXT_WIDTH)
     x = x.contiguous(memory_format=torch.channels_last)
@@ -73,9 +73,9 @@ def i2vgen_xl(o: argparse.Namespace) -> Step:
 
     network = peer(I2VGenXLUNet, o, cross_attention_dim=TEXT_WIDTH)
     x, picture = (noise(o, HALVES, 4, o.frames, o.size, o.size) for _ in range(2))
-    text, seen = noise(o, HALVES, TOKENS, TEXT_WIDTH), noise(o, HALVES, TEXT_WIDTH)
+    text, picture_states = noise(o, HALVES, TOKENS, TEXT_WIDTH), noise(o, HALVES, TEXT_WIDTH)
     t, fps = (torch.full((HALVES,), value, device=o.device) for value in (500, 8))
-    return Step(network, lambda: network(x, t, fps, picture, seen, text, return_dict=False)[0])
+    return Step(network, lambda: network(x, t, fps, picture, picture_states, text, return_dict=False)[0])
 
 
 def svd(o: argparse.Namespace) -> Step:
@@ -83,9 +83,9 @@ def svd(o: argparse.Namespace) -> Step:
 
     heads = tuple(o.width * m // 64 for m in (1, 2, 4, 4))
     network = peer(UNetSpatioTemporalConditionModel, o, num_attention_heads=heads)
-    x, seen = noise(o, HALVES, o.frames, 8, o.size, o.size), noise(o, HALVES, 1, TEXT_WIDTH)
+    x, picture_states = noise(o, HALVES, o.frames, 8, o.size, o.size), noise(o, HALVES, 1, TEXT_WIDTH)
     t, ids = torch.full((HALVES,), 1.0, device=o.device), noise(o, HALVES, 3)
-    return Step(network, lambda: network(x, t, seen, ids, return_dict=False)[0])
+    return Step(network, lambda: network(x, t, picture_states, ids, return_dict=False)[0])
 
 
 MODELS = {"ours": ours, "ModelScope": modelscope, "I2VGen-XL": i2vgen_xl, "SVD": svd}
@@ -187,8 +187,8 @@ def compare_steps(o: argparse.Namespace) -> dict:
         ratios = [other / own for other, own in zip(times[name], times[o.models[0]], strict=True)]
         row |= {
             "median": statistics.median(taken),
-            "least": taken[0],
-            "most": taken[-1],
+            "minimum": taken[0],
+            "maximum": taken[-1],
             "ratio": statistics.median(ratios),
             "tflops": row["flops"] / statistics.median(taken) / 1e12,
             "share_of_peak": row["flops"] / statistics.median(taken) / peak,
@@ -206,7 +206,7 @@ def time_clips(o: argparse.Namespace) -> dict:
     for config, size, steps in ((base, o.size, 50), (base, o.size, 5), (base, larger, 50), (between, o.size, 50)):
         if pipeline is None or pipeline.config is not config:
             pipeline = None  # one network in memory at a time
-            parts = MicroCinemaUNet(config.network, device="meta"), Autoencoder(config.autoencoder)
+            parts = build(config.network, device="meta"), Autoencoder(config.autoencoder)
             network, vae = (filled(part, o).to(memory_format=torch.channels_last) for part in parts)
             if o.compile:
                 compiled(network, o)
@@ -238,7 +238,7 @@ def table(result: dict) -> str:
             "|---|---|---|---|---|---|---|---|",
         ]
         for name, r in result["steps"].items():
-            spread = f"{r['median']:.3f} ({r['least']:.3f} … {r['most']:.3f})"
+            spread = f"{r['median']:.3f} ({r['minimum']:.3f} … {r['maximum']:.3f})"
             lines.append(
                 f"| {name} | {r['parameters'] / 1e6:.0f} M | {r['flops'] / 1e12:.3f} | {spread} | {r['ratio']:.2f} "
                 f"| {r['tflops']:.3g} | {r['share_of_peak']:.0%} | {r['memory'] / 1e9:.2f} |"
@@ -283,8 +283,8 @@ def main(argv: list[str]) -> None:
             o.models = ["ours"]
         result = time_clips(o) if o.clips else compare_steps(o)
     name = torch.cuda.get_device_name() if o.device == "cuda" else f"CPU, {o.threads} thread(s)"
-    told = {key: getattr(o, key) for key in ("size", "frames", "width", "compile")}
-    result = {"device": name, "torch": torch.__version__, "dtype": str(o.dtype), **told, **result}
+    options = {key: getattr(o, key) for key in ("size", "frames", "width", "compile")}
+    result = {"device": name, "torch": torch.__version__, "dtype": str(o.dtype), **options, **result}
     result["load"] = float(Path("/proc/loadavg").read_text().split()[0]) if Path("/proc/loadavg").exists() else None
     print(json.dumps(result, indent=2) if o.json else table(result))
 

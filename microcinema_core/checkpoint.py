@@ -1,6 +1,6 @@
 """Model files: one `.safetensors` with the configuration in its header, never pickle.
 
-The header is checked before any tensor is read; header.py says what it holds and what keys there are.
+The header is checked before any tensor is read; header.py describes it and the keys.
 """
 
 from __future__ import annotations
@@ -9,37 +9,42 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
+from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from .config import ModelConfig
 from .errors import MicroCinemaError
-from .header import (  # noqa: F401 (finding a file belongs to loading it)
+from .files import whole_file
+from .header import (  # noqa: F401 (names that belong to loading a model as well)
     AUTOENCODER,
     CONFIG,
-    HOSTS_OWN,
+    HOST_MARKS,
     NETWORK,
     TEXT,
-    WARP,
-    WARPS_AUTOENCODER,
     bundled_models,
     header,
     read_config,
     resolve,
 )  # fmt: skip
-from .images import whole_file
-from .model import MicroCinemaUNet
+from .model import MicroCinemaUNet, build
 from .model.autoencoder import Autoencoder
+from .model.layers import channels_last
 from .model.text import TextEncoder
 
-OLDER_TEXT = TEXT + "transformer.text_model."  # files written with transformers below 5.6 have this level
+OLDER_TEXT = TEXT + "transformer.text_model."  # the prefix in files written with transformers below 5.6
+
+
+_Part = TypeVar("_Part", bound=nn.Module)
 
 
 @dataclass
 class LoadedModel:
+    """The parts of a model file with their weights; None for a part that the file does not contain."""
+
     config: ModelConfig
     network: MicroCinemaUNet | None  # None only when an autoencoder alone is saved
     autoencoder: Autoencoder | None
@@ -52,77 +57,72 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     tokenizer: Path | None = None,
 ) -> LoadedModel:
-    """Load what the file holds, for inference, every key accounted for.
+    """Load all parts of a model file for inference, in channels_last.
 
-    A text encoder without a vocabulary of its own needs CLIP's `tokenizer`, the folder of vocab.json and merges.txt.
+    `tokenizer` is the folder of CLIP's vocab.json and merges.txt, which a text encoder without a vocabulary of its own
+    needs. Raises MicroCinemaError as read_config does, and where a tensor is missing, unknown or of the wrong shape.
     """
     config = read_config(path)
     with safe_open(path, "pt") as file:
         keys = file.keys()
-        network = MicroCinemaUNet(config.network, device="meta")
-        parts: dict[str, nn.Module | None] = {NETWORK: network, AUTOENCODER: None, TEXT: None}
+        network, autoencoder, text = build(config.network, device="meta"), None, None
         if any(key.startswith(AUTOENCODER) for key in keys):
-            parts[AUTOENCODER] = Autoencoder(config.autoencoder)
+            autoencoder = Autoencoder(config.autoencoder)
         if config.text and any(key.startswith(TEXT) for key in keys):
             with torch.device("meta"):
-                parts[TEXT] = TextEncoder(config.text, tokenizer)
-        tensors = complete({key: file.get_tensor(key).to(dtype) for key in keys if key not in (CONFIG, *HOSTS_OWN)})
-    for prefix, module in parts.items():
+                text = TextEncoder(config.text, tokenizer)
+        tensors = translated(
+            config, {key: file.get_tensor(key).to(dtype) for key in keys if key not in (CONFIG, *HOST_MARKS)}
+        )
+    for prefix, module in ((NETWORK, network), (AUTOENCODER, autoencoder), (TEXT, text)):
         if module is not None:
             state = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
-            _fill(module, state, path)
-            module.to(device, dtype, memory_format=torch.channels_last)
+            channels_last(_fill(module, state, path), device, dtype)
     if tensors:
         raise MicroCinemaError(f"'{path}' holds an unknown tensor '{min(tensors)}': it is of another version")
-    return LoadedModel(config, network, parts[AUTOENCODER], parts[TEXT])
+    return LoadedModel(config, network, autoencoder, text)
 
 
-def complete(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A file's tensors, with those that a forward warp shares with the autoencoder, and the text tower's under the
-    names that it has today."""
+def translated(config: ModelConfig, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename the tensors of a file, by key, to the modules' current names. All older names are handled here."""
     tensors = {key.replace(OLDER_TEXT, TEXT + "transformer.", 1): value for key, value in tensors.items()}
-    if not any(key.startswith(WARP) for key in tensors):
-        return tensors
-    shared = {key: value for key, value in tensors.items() if key.startswith(AUTOENCODER)}
-    return {key.replace(AUTOENCODER, WARPS_AUTOENCODER): value for key, value in shared.items()} | tensors
+    return config.from_file(tensors)
 
 
 def load_autoencoder(path: str | Path) -> Autoencoder:
-    """The autoencoder of any file of ours, without reading the rest. Raises MicroCinemaError where there is none."""
+    """Load only the autoencoder of a model file, in float32, for inference.
+
+    Raises MicroCinemaError as load_model does, and where the file contains no autoencoder.
+    """
     autoencoder = Autoencoder(read_config(path).autoencoder)
     with safe_open(path, "pt") as file:
         keys = [key for key in file.keys() if key.startswith(AUTOENCODER)]  # noqa: SIM118 (a safe_open is no dict)
         state = {key.removeprefix(AUTOENCODER): file.get_tensor(key).float() for key in keys}
     if not state:
         raise MicroCinemaError(f"'{path}' holds no autoencoder: use that of configs/demo-autoencoder.toml")
-    return _fill(autoencoder, state, path).to(memory_format=torch.channels_last)
+    return channels_last(_fill(autoencoder, state, path))
 
 
-def _fill(module: nn.Module, state: dict[str, torch.Tensor], path: str | Path) -> nn.Module:
-    """The module with these tensors, for inference."""
+def _fill(module: _Part, state: dict[str, torch.Tensor], path: str | Path) -> _Part:
+    """The module with these tensors assigned, in evaluation mode and without gradients."""
     try:
         module.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        problem = shorten(str(error).splitlines()[-1], 160, placeholder=" …")  # it names every key
+        problem = shorten(str(error).splitlines()[-1], 160, placeholder=" …")  # the message lists all keys
         raise MicroCinemaError(f"'{path}' does not hold what its header says ({problem}): fetch it again") from error
     return module.eval().requires_grad_(False)
 
 
 def save_model(path: Path, model: LoadedModel, dtype: torch.dtype = torch.float16) -> None:
-    """Write one all-in-one file, whole or not at all."""
+    """Write a model file with all parts that `model` has. It appears complete or not at all."""
     tensors = {}
     for prefix, module in ((NETWORK, model.network), (AUTOENCODER, model.autoencoder), (TEXT, model.text)):
         if module is not None:
             tensors |= {prefix + key: value.to("cpu", dtype).contiguous() for key, value in module.state_dict().items()}
-    if model.autoencoder is not None:
-        tensors = {key: value for key, value in tensors.items() if not key.startswith(WARPS_AUTOENCODER)}
     with whole_file(path) as part:
-        try:
-            save_file(tensors, part, header(model.config))
-        except SafetensorError as error:  # its name for a full disk or a missing folder
-            raise OSError(error) from error
+        save_file(model.config.to_file(tensors), part, header(model.config))
 
 
 def config_tensor(config: ModelConfig) -> dict[str, torch.Tensor]:
-    """The header once more, as a tensor for files whose header somebody else writes."""
+    """The header as a tensor, for files whose header another program writes."""
     return {CONFIG: torch.tensor(list(json.dumps(header(config)).encode()), dtype=torch.uint8)}

@@ -1,7 +1,7 @@
 """The command `microcinema`: animate, interpolate, info, init, train, evaluate.
 
-Bad input ends with exit code 2 and one sentence on stderr; Ctrl-C with 130. What needs torch is imported by the command
-that needs it, so that help and mistyped options answer at once.
+Bad input ends with exit code 2 and one sentence on stderr, Ctrl-C with 130. Modules that import torch are imported by
+the commands that need them, so that the help and errors in options appear at once.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from . import __version__
-from .config import BASE, CONFIGS, INTERPOLATION
+from .config import BASE, INTERPOLATION, ModelConfig, configurations, demo_module
 from .errors import MicroCinemaError
 
 if TYPE_CHECKING:
@@ -28,23 +28,26 @@ if TYPE_CHECKING:
 MODEL = "demo-base"
 INTERPOLATION_MODEL = "demo-interpolation"
 _DTYPES = ("float32", "bfloat16", "float16")
-INSERTED = 4  # one interpolation pass shows this many frames for each one before, except the last
+INSERTED = 4  # the factor by which an interpolation pass multiplies the frames per second
+T = TypeVar("T")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run the command of these arguments, by default those of the process, and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files may be no text in this encoding
+        if isinstance(stream, io.TextIOWrapper):  # names of files may not be valid in its encoding
             stream.reconfigure(errors="backslashreplace")
     try:
-        arguments = _parser().parse_args(argv)
+        parser = _parser()
+        _check_values(parser, argv)
+        arguments = parser.parse_args(argv)
         arguments.run(arguments)
     except MicroCinemaError as error:
         print("microcinema:", " ".join(str(error).split("\n")), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nmicrocinema: interrupted", file=sys.stderr)  # on a line of its own, below the progress bar
+        print("\nmicrocinema: interrupted", file=sys.stderr)  # on a new line below the progress bar
         return 130
     return 0
 
@@ -53,13 +56,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def animate(arguments: argparse.Namespace) -> None:
-    from . import images, pipeline, video, windows
+    """`microcinema animate`: a picture and a sentence become a clip, which may be interpolated."""
+    from . import files, images, pipeline, video, windows
 
     started = time.monotonic()
     _check_outputs([arguments.output, arguments.sheet], [arguments.photo])
     video.check_output(arguments.output)
     if arguments.sheet:
-        images.check_output(arguments.sheet)
+        files.check_output(arguments.sheet, (".png",))
     picture = images.load_picture(arguments.photo)
     passes = arguments.interpolate
     base = _load(arguments, arguments.model, "centre")
@@ -67,8 +71,9 @@ def animate(arguments: argparse.Namespace) -> None:
     config = base.config
     fps = _or(arguments.fps, config.fps)
     video.check_output(arguments.output, fps * INSERTED**passes)
-    size = arguments.size or images.size_from(picture, config.autoencoder.factor, windows.least_side(config))
-    pipeline.check_size(*size, config)
+    size = arguments.size or images.size_from(picture, config.autoencoder.factor, windows.minimum_side(config))
+    width, height = size
+    pipeline.check_size(width, height, config)
     _check_words(arguments.prompt, base)
 
     settings = {
@@ -78,8 +83,8 @@ def animate(arguments: argparse.Namespace) -> None:
         "gamma": _or(arguments.gamma, config.gamma),
         "churn": arguments.churn,
         "seed": arguments.seed,
-        "width": size[0],
-        "height": size[1],
+        "width": width,
+        "height": height,
     }
     strength = _or(arguments.lambda_, config.lambda_)
     with _progress("animate") as progress:
@@ -90,17 +95,18 @@ def animate(arguments: argparse.Namespace) -> None:
     options = {"fps": fps * INSERTED**passes, "metadata": {"comment": notes}}
     if between:
         with _progress("interpolate") as progress:
-            made = between.interpolated(frames, len(frames), passes=passes, seed=arguments.seed, progress=progress)
-            frames = list(made) if arguments.sheet else made
+            longer = between.interpolated(frames, len(frames), passes=passes, seed=arguments.seed, progress=progress)
+            frames = list(longer) if arguments.sheet else longer  # only a sheet needs all frames in memory
             count = video.write_video(arguments.output, frames, **options)
     else:
         count = video.write_video(arguments.output, frames, **options)
     if arguments.sheet:
-        images.sheet(frames, arguments.sheet)
+        images.contact_sheet(frames, arguments.sheet)
     _report(arguments.output, count, size, options["fps"], started)
 
 
 def interpolate(arguments: argparse.Namespace) -> None:
+    """`microcinema interpolate`: insert frames between those of a video."""
     from . import video
 
     started = time.monotonic()
@@ -133,10 +139,11 @@ def interpolate(arguments: argparse.Namespace) -> None:
 
 
 def info(arguments: argparse.Namespace) -> None:
+    """`microcinema info`: print a model's parameters and settings."""
     if arguments.config:
-        from .model import parameter_table
+        from .model.parameters import parameter_table
 
-        config = CONFIGS[arguments.config]
+        config = configurations()[arguments.config]
         parameters = parameter_table(config)
     else:
         from . import header
@@ -154,13 +161,18 @@ def info(arguments: argparse.Namespace) -> None:
 
 
 def init(arguments: argparse.Namespace) -> None:
-    from . import images
-    from .init import initialise
+    """`microcinema init`: write a full-size model that starts from Stable Diffusion 2.1 base."""
+    from . import files
+    from .convert.initialise import initialise
 
-    images.check_output(arguments.output, (".safetensors",))
+    files.check_output(arguments.output, (".safetensors",))
     with _progress("init", "tensor") as progress:
         report = initialise(
-            arguments.source, arguments.output, CONFIGS[arguments.kind], arguments.warm_start, progress=progress
+            arguments.source,
+            arguments.output,
+            configurations()[arguments.kind],
+            arguments.warm_start,
+            progress=progress,
         )
     size = arguments.output.stat().st_size / 1e9
     print(f"{arguments.output}: {report.config.name}, {size:.2f} GB, tensors:")
@@ -170,22 +182,35 @@ def init(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    from .training import trainer
+    """`microcinema train`: train the model that a TOML file names."""
+    from .training.config import read_values
 
-    trainer.main(arguments.config, arguments.out, dict(arguments.set))
+    overrides = dict(arguments.set)
+    model = configurations().get(str(read_values(arguments.config, overrides).get("model")))
+    if type(model) is ModelConfig:
+        raise MicroCinemaError(
+            f"'{model.name}' learns from clips of real video, for which there is no trainer yet: set model to "
+            "demo-base or demo-interpolation"
+        )
+    demo_module("recipes").main(arguments.config, arguments.out, overrides)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    from .training import evaluate
+    """`microcinema evaluate`: measure a model on drawn scenes and photographs."""
+    demo_module("evaluate").main(
+        arguments.model, scenes=arguments.scenes, sheets=arguments.sheets, as_json=arguments.json
+    )
 
-    evaluate.main(arguments.model, scenes=arguments.scenes, sheets=arguments.sheets, as_json=arguments.json)
 
-
-# --- what they share ---
+# --- helpers of the commands ---
 
 
 def _load(arguments: argparse.Namespace, model: str, condition: str) -> Pipeline:
-    """The model of that name or file; `condition` is "centre" for models that animate, "ends" for those in between."""
+    """Load the model of that name or file for the options of the command.
+
+    Raises MicroCinemaError unless the model is conditioned as `condition` says: on its "centre" frame to animate, on
+    both "ends" to interpolate.
+    """
     import torch
 
     from . import header
@@ -203,7 +228,7 @@ def _load(arguments: argparse.Namespace, model: str, condition: str) -> Pipeline
             f"the model '{config.name}' does not compute in {arguments.dtype}: choose {' or '.join(config.dtypes)}"
         )
     pipeline = Pipeline.from_file(path, device, arguments.tokenizer, getattr(torch, arguments.dtype))
-    if arguments.compile:  # on CUDA with graphs
+    if arguments.compile:  # "reduce-overhead" uses CUDA graphs
         pipeline.network.compile(mode="reduce-overhead" if pipeline.device.type == "cuda" else None)
     return pipeline
 
@@ -223,19 +248,19 @@ def _device(name: str) -> str:
 
 
 def _check_outputs(outputs: list[Path | None], inputs: list[Path]) -> None:
-    """Raise MicroCinemaError where an output is an input or another output, whatever either is called."""
-    outputs = [path for path in outputs if path]
-    for index, output in enumerate(outputs):
-        for other in [*inputs, *outputs[:index]]:
+    """Raise MicroCinemaError where an output is the same file as an input or another output."""
+    paths = [path for path in outputs if path]
+    for index, output in enumerate(paths):
+        for other in [*inputs, *paths[:index]]:
             same = output.absolute() == other.absolute()
-            with suppress(OSError, ValueError):  # neither is there, or no name of a file: told by whoever opens it
+            with suppress(OSError, ValueError):  # a file is missing, or its name invalid: reported where it is opened
                 same = same or output.samefile(other)
             if same:
                 raise MicroCinemaError(f"'{output}' would overwrite '{other}': give the output another name")
 
 
 def _check_words(prompt: str, pipeline: Pipeline) -> None:
-    """Warn of words the model has never seen; raise if it has seen none of them."""
+    """Warn of words outside the model's vocabulary. Raises MicroCinemaError where the prompt has no other words."""
     unknown = pipeline.unknown_words(prompt)
     if not unknown:
         return
@@ -248,7 +273,8 @@ def _check_words(prompt: str, pipeline: Pipeline) -> None:
 
 @contextmanager
 def _progress(label: str, unit: str = "step") -> Iterator[Callable[[int, int], None]]:
-    """A bar that appears with the first report, so that what is refused before is one sentence."""
+    """Yield a function of (done, total) that shows a progress bar, from its first call on: an error before it is the
+    only line of output."""
     bar = None
 
     def update(done: int, total: int) -> None:
@@ -271,35 +297,35 @@ def _report(path: Path, count: int, size: tuple[int, int], fps: float, started: 
     print(f"{path}: {count} frames of {width}x{height} at {fps:g} fps in {time.monotonic() - started:.1f} s")
 
 
-def _or(value, default):
+def _or(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
-# --- what may be typed ---
+# --- the command line ---
 
 
-def _whole(least: int, most: float = math.inf) -> Callable[[str], int]:
+def _whole(minimum: int, maximum: float = math.inf) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = None
-        if value is None or not least <= value <= most:
-            limits = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+        if value is None or not minimum <= value <= maximum:
+            limits = f"of at least {minimum}" if maximum == math.inf else f"from {minimum} to {maximum}"
             raise argparse.ArgumentTypeError(f"'{text}' does not do: give a whole number {limits}")
         return value
 
     return parse
 
 
-def _number(least: float, most: float) -> Callable[[str], float]:
+def _number(minimum: float, maximum: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not least <= value <= most:  # NaN is never
-            raise argparse.ArgumentTypeError(f"'{text}' does not do: give a number from {least:g} to {most:g}")
+        if not minimum <= value <= maximum:  # False for NaN
+            raise argparse.ArgumentTypeError(f"'{text}' does not do: give a number from {minimum:g} to {maximum:g}")
         return value
 
     return parse
@@ -320,19 +346,20 @@ def _setting(text: str) -> tuple[str, str]:
 
 
 def _text(text: str) -> str:
-    if any("\ud800" <= character <= "\udfff" for character in text):  # what Python makes of bytes that are no UTF-8
+    if any("\ud800" <= character <= "\udfff" for character in text):  # Python's surrogates for bytes that are no UTF-8
         raise argparse.ArgumentTypeError(f"{ascii(text)} is no valid UTF-8: type it anew")
     return text
 
 
-class _Parser(argparse.ArgumentParser):
-    def parse_known_args(self, args=None, namespace=None):
-        for word in args or ():  # argparse makes an empty list of it
-            if re.fullmatch(r"(--[\w-]+=|-\w=?)--", word):
-                self.error(f"'{word[:-2]}' has no value")
-        return super().parse_known_args(args, namespace)
+def _check_values(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Report an option with the value "--", which argparse would turn into an empty list."""
+    for word in argv:
+        if re.fullmatch(r"(--[\w-]+=|-\w=?)--", word):
+            parser.error(f"'{word[:-2]}' has no value")
 
-    def error(self, message: str) -> None:
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
         raise MicroCinemaError(f"{message} (see `{self.prog} --help`)")
 
 
@@ -382,7 +409,7 @@ def _parser() -> argparse.ArgumentParser:
     three = command(info, "print a model's size and settings")
     which = three.add_mutually_exclusive_group()
     which.add_argument("model", nargs="?", default=MODEL, metavar="MODEL", help="bundled model or file (%(default)s)")
-    which.add_argument("--config", choices=CONFIGS, help="a configuration instead, without weights")
+    which.add_argument("--config", choices=configurations(), help="a configuration instead, without weights")
     three.add_argument("--json", action="store_true", help="for machines")
 
     four = command(init, "make a full-size model, ready to train, from Stable Diffusion 2.1 base")

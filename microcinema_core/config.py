@@ -1,4 +1,4 @@
-"""Every model of this package is one of these: the paper's two (supplement Table 3) and the two bundled demo models.
+"""The paper's two models (supplement Table 3), and the classes that describe any model of this package.
 
 A configuration travels in the header of the checkpoint it describes, as JSON. Headers come from anywhere: every number
 has a range, and what does not fit together is refused before anything is built.
@@ -6,15 +6,24 @@ has a range, and what does not fit together is refused before anything is built.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, replace
+from importlib import import_module
 from math import gcd
-from typing import Annotated, Any, Literal
+from types import ModuleType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import StrictBool, TypeAdapter, ValidationError
 
+from .errors import MicroCinemaError
 from .validated import Fits, Printable, Range, sentence, validated
 
 LAMBDA = 0.03  # of the prior in training, as in the paper
+# The prefixes of the keys in a model file, see header.py.
+NETWORK, AUTOENCODER, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+# Fields of demo.config.DemoNetworkConfig; a header with a value for one of them describes a model of that kind.
+DEMO_FIELDS = {"residual_std", "motion_embedding", "forward_warp", "amplitude_std"}
+T = TypeVar("T")
 
 Channels = Annotated[int, Range(1, 16384, "channels", 64)]
 LatentChannels = Annotated[int, Range(1, 1024, "channels", 4)]
@@ -26,12 +35,11 @@ Multipliers = Annotated[
 Levels = Annotated[
     tuple[Annotated[int, Range(0, 7)], ...], Fits("at most 8 whole numbers from 0 to 7, such as [0, 1, 2]", 0, 8)
 ]
-Size = Annotated[float, Range(0, 1000, "in latents", 0.2, above=True)]
 Side = Annotated[int, Range(1, 8192, "pixels", 320)]
 
 
-def _check_groups(name: str, channels: int, multipliers: tuple[int, ...], groups: int) -> None:
-    """Group-norms need as many channels as groups, or a multiple, at each level."""
+def check_groups(name: str, channels: int, multipliers: tuple[int, ...], groups: int) -> None:
+    """Raise ValueError unless the channels of every level are a multiple of the group-norms' `groups`."""
     if channels * gcd(*multipliers) % groups:
         raise ValueError(f"norm_groups cannot be {groups}: give a divisor of each level's channels ({name}·multiplier)")
 
@@ -45,13 +53,12 @@ class AutoencoderConfig:
     res_blocks: ResBlocks = 2
     latent_channels: LatentChannels = 4
     norm_groups: NormGroups = 32
-    pixel_shuffle: StrictBool = (
-        False  # upsample by sub-pixel convolution; SD repeats pixels, from which small models learn late
-    )
+    # Upsample by sub-pixel convolution; SD repeats pixels, which slows the training of small models.
+    pixel_shuffle: StrictBool = False
     scale: Annotated[float, Range(0, 1000, "", 0.18215, above=True)] = 0.18215  # model latents = scale · encoder mean
 
     def __post_init__(self):
-        _check_groups("channels", self.channels, self.channel_multipliers, self.norm_groups)
+        check_groups("channels", self.channels, self.channel_multipliers, self.norm_groups)
 
     @property
     def factor(self) -> int:
@@ -59,7 +66,7 @@ class AutoencoderConfig:
         return 2 ** (len(self.channel_multipliers) - 1)
 
     @property
-    def least_parameters(self) -> int:
+    def minimum_parameters(self) -> int:
         """A lower bound of the parameters, from the 3×3 convolutions alone."""
         widths = [self.channels * multiplier for multiplier in self.channel_multipliers]
         blocks = 2 * self.res_blocks + 1
@@ -75,7 +82,7 @@ class TextConfig:
     heads: Annotated[int, Range(1, 1024, "heads", 16)] = 16
     vocabulary_size: Annotated[int, Range(4, 1_000_000, "tokens", 49408)] = 49408
     max_tokens: Annotated[int, Range(3, 4096, "tokens", 77)] = 77
-    # layers left out at the end; the final norm still applies
+    # The number of layers left out at the end; the final norm is applied in any case.
     skip_last: Annotated[int, Range(0, 127, "layers", 1)] = 1
     projection: StrictBool = True
     tokenizer: str | None = None  # a `tokenizers` JSON for models with a vocabulary of their own
@@ -87,7 +94,7 @@ class TextConfig:
             raise ValueError(f"skip_last cannot be {self.skip_last}: give less than layers ({self.layers})")
 
     @property
-    def least_parameters(self) -> int:
+    def minimum_parameters(self) -> int:
         """A lower bound of the parameters: the embedding and each layer's matrices."""
         return self.vocabulary_size * self.width + (self.layers - self.skip_last) * 12 * self.width**2
 
@@ -106,20 +113,23 @@ class NetworkConfig:
     context_dim: Channels | None = 1024  # None: a network that never sees text
     temporal_conv_depth: Annotated[int, Range(1, 8, "convolutions", 1)] = 1
     temporal_attentions: Literal[1, 2] = 1  # per temporal transformer, one after the other; 2 as in ModelScope's model
-    temporal_positions: StrictBool = True  # the frames' places are told to the attention
+    temporal_positions: StrictBool = True  # the temporal attention gets an embedding of the frames' positions
     frames: Annotated[int, Range(2, 1000, "frames", 9)] = 9  # the clip length it is trained at; others run
     condition: Literal["centre", "ends"] = "centre"
     scale_shift_norm: StrictBool = False  # the time embedding scales and shifts, instead of only shifting as in SD
-    residual_std: Size | None = None  # v only: the layers predict what differs from the condition; its size in latents
-    motion_embedding: StrictBool = False  # adds τ·A(text) + τ²·B(text) to the time embedding, τ = signed frame offset
-    # With residual_std: what differs from the condition, moved along paths told by the text; the model's autoencoder
-    # stands between its latents and the pixels that move, four to a cell or more in each direction.
-    forward_warp: AutoencoderConfig | None = None
-    amplitude_std: Size | None = None  # with a forward warp told by text: how far motion may differ from what is told
+
+    # What a parameter belongs to, by the first part of its name; all others are SD2.1's own.
+    PARTS: ClassVar[dict[str, str]] = {
+        "temporal_convs": "temporal convolutions",
+        "temporal_transformers": "temporal transformers",
+        "appearance": "appearance network",
+        "appearance_injections": "appearance injection",
+        "condition_in": "condition input",
+    }
 
     def __post_init__(self):
         levels, widths = len(self.channel_multipliers), self._widths
-        _check_groups("model_channels", self.model_channels, self.channel_multipliers, self.norm_groups)
+        check_groups("model_channels", self.model_channels, self.channel_multipliers, self.norm_groups)
         if self.model_channels % 2:
             raise ValueError(f"model_channels cannot be {self.model_channels}: give an even number")
         if not set(self.attention_levels) <= set(range(levels)):
@@ -132,26 +142,13 @@ class NetworkConfig:
                     f"head_channels cannot be {self.head_channels}: give a divisor of each level's channels "
                     f"({', '.join(map(str, widths))})"
                 )
-        if self.motion_embedding and self.context_dim is None:
-            raise ValueError("motion_embedding cannot be true without text: give context_dim")
-        if self.forward_warp:
-            self._check_warp(self.forward_warp)
-
-    def _check_warp(self, autoencoder: AutoencoderConfig) -> None:
-        if autoencoder.factor < 4:
-            raise ValueError("forward_warp cannot have fewer than 3 channel_multipliers: give 4 pixels a cell or more")
-        if autoencoder.latent_channels != self.latent_channels:
-            raise ValueError(f"forward_warp.latent_channels must be the network's own ({self.latent_channels})")
-        least = 48 if self.context_dim is None else 24  # the widths inside are multiples of it
-        if least % self.norm_groups:
-            raise ValueError(f"norm_groups cannot be {self.norm_groups} with forward_warp: give a divisor of {least}")
 
     @property
     def _widths(self) -> list[int]:
         return [self.model_channels * multiplier for multiplier in self.channel_multipliers]
 
     @property
-    def least_parameters(self) -> int:
+    def minimum_parameters(self) -> int:
         """A lower bound of the parameters: the convolutions of its ResBlocks, AppearNet's and the temporal ones."""
         blocks, each = 2 * self.res_blocks + 1, 18 + 3 * self.temporal_conv_depth
         return each * (sum(blocks * width**2 for width in self._widths) + 2 * self._widths[-1] ** 2)
@@ -159,7 +156,7 @@ class NetworkConfig:
 
 @validated
 class ModelConfig:
-    """A network with all it takes to run it, and the settings it is meant to be run with."""
+    """A network, the autoencoder and text encoder that it needs, and its default settings for sampling."""
 
     name: Annotated[str, Printable(100)]
     network: NetworkConfig = NetworkConfig()
@@ -176,12 +173,6 @@ class ModelConfig:
 
     def __post_init__(self):
         network = self.network
-        if network.residual_std is not None and self.parameterization != "v":
-            raise ValueError("residual_std needs parameterization v")
-        if network.forward_warp and network.residual_std is None:
-            raise ValueError("forward_warp needs residual_std")
-        if network.amplitude_std is not None and not (network.forward_warp and network.context_dim):
-            raise ValueError("amplitude_std needs forward_warp and a text")
         if network.latent_channels != self.autoencoder.latent_channels:
             raise ValueError(
                 f"network.latent_channels cannot be {network.latent_channels}: give the autoencoder's own "
@@ -197,54 +188,68 @@ class ModelConfig:
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        """The types it may compute in, by torch's names, the preferred one first. A forward warp overflows half
-        precision (docs/performance.md), and such a model is small."""
-        return ("float32",) if self.network.forward_warp else ("float16", "bfloat16", "float32")
+        """The dtypes that the network supports, by torch's names, the preferred one first."""
+        return ("float16", "bfloat16", "float32")
+
+    def from_file(self, tensors: dict[str, T]) -> dict[str, T]:
+        """Rename the tensors of a file, by key, to the modules' current names."""
+        return tensors
+
+    def to_file(self, tensors: dict[str, T]) -> dict[str, T]:
+        """Select those of the modules' tensors, by key, that a file stores."""
+        return tensors
 
     def to_json(self) -> dict[str, Any]:
+        """The configuration as a JSON object, the inverse of from_json."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> ModelConfig:
-        """Raises ValueError naming a field that is unknown, missing or out of its range, and what to give instead."""
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> ModelConfig:
+        """Build a configuration from a JSON object.
+
+        Raises ValueError, which names a field that is unknown, missing or out of its range, and a valid value, and
+        MicroCinemaError as demo_module does.
+        """
         if not isinstance(data, dict):
             raise ValueError("the configuration is not an object")
+        kind, network = ModelConfig, data.get("network")
+        if isinstance(network, dict):
+            # The headers of release 0.1 name the demo's fields in every model, without a value in the paper's.
+            network = {k: v for k, v in network.items() if k not in DEMO_FIELDS or (v is not None and v is not False)}
+            data = data | {"network": network}
+            if not DEMO_FIELDS.isdisjoint(network):
+                kind = demo_module("config").DemoModelConfig
         try:
-            return TypeAdapter(cls).validate_python(data)
+            return TypeAdapter(kind).validate_python(data)
         except ValidationError as error:
             raise ValueError(sentence(error)) from error
 
-
-_DEMO_AUTOENCODER = AutoencoderConfig(
-    channels=16,
-    channel_multipliers=(1, 2, 4, 4),
-    res_blocks=1,
-    latent_channels=16,
-    norm_groups=1,
-    pixel_shuffle=True,
-)
-_DEMO_NETWORK = NetworkConfig(
-    latent_channels=16, model_channels=64, channel_multipliers=(1, 1, 1), res_blocks=1, attention_levels=(1, 2),
-    head_channels=32, norm_groups=4, context_dim=128, scale_shift_norm=True, residual_std=0.2,
-    motion_embedding=True, forward_warp=_DEMO_AUTOENCODER, amplitude_std=0.05,
-)  # fmt: skip
 
 BASE = ModelConfig(name="base")
 INTERPOLATION = replace(
     BASE, name="interpolation", network=NetworkConfig(frames=5, condition="ends", context_dim=None), text=None, fps=8.0,
     cfg=1.0,
 )  # fmt: skip
-DEMO_BASE = ModelConfig(
-    name="demo-base", network=_DEMO_NETWORK, autoencoder=_DEMO_AUTOENCODER,
-    text=TextConfig(width=128, layers=2, heads=4, vocabulary_size=128, max_tokens=24, skip_last=0, projection=False),
-    parameterization="v", width=96, height=96, steps=1, cfg=1.0,
-)  # fmt: skip
-DEMO_INTERPOLATION = replace(
-    DEMO_BASE, name="demo-interpolation", text=None, fps=8.0,
-    network=replace(
-        _DEMO_NETWORK, model_channels=48, head_channels=24, channel_multipliers=(1, 1), attention_levels=(1,),
-        context_dim=None, frames=5, condition="ends", motion_embedding=False, amplitude_std=None,
-    ),
-)  # fmt: skip
 
-CONFIGS = {config.name: config for config in (BASE, INTERPOLATION, DEMO_BASE, DEMO_INTERPOLATION)}
+
+def configurations() -> dict[str, ModelConfig]:
+    """All configurations by name: the paper's two, and those of the bundled models."""
+    configs = [BASE, INTERPOLATION]
+    with suppress(MicroCinemaError):
+        demo = demo_module("config")
+        configs += [demo.DEMO_BASE, demo.DEMO_INTERPOLATION]
+    return {config.name: config for config in configs}
+
+
+def demo_module(name: str) -> ModuleType:
+    """Import a module of the bundled models' folder.
+
+    Raises MicroCinemaError where this installation lacks the folder, or a package that the module needs.
+    """
+    try:
+        return import_module(f".demo.{name}", __package__)
+    except ModuleNotFoundError as error:
+        missing, cure = str(error.name), "install it with pip"
+        if missing.startswith(str(__package__)):
+            missing, cure = "the folder demo of the bundled models", "install the package again"
+        raise MicroCinemaError(f"this installation lacks {missing}: {cure}") from error

@@ -1,5 +1,5 @@
-"""The one exception a user is meant to read."""
+"""The package's exception for bad input."""
 
 
 class MicroCinemaError(ValueError):
-    """Bad input: the message is one sentence that names cause and cure."""
+    """Bad input. The message is one sentence for the user: what is wrong, and what to do about it."""

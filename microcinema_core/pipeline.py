@@ -1,4 +1,4 @@
-"""From a picture and a sentence to frames, and from frames to more frames."""
+"""The pipeline: a picture and a sentence become frames, and frames become more frames."""
 
 from __future__ import annotations
 
@@ -10,29 +10,38 @@ from torch import Tensor
 
 from .checkpoint import LoadedModel, load_model
 from .config import ModelConfig
-from .denoiser import Denoiser
+from .diffusion import Denoiser, NoiseSchedule
 from .errors import MicroCinemaError
 from .images import fit
-from .model import Condition
+from .model import Condition, MicroCinemaUNet
+from .model.autoencoder import Autoencoder
+from .model.text import TextEncoder
 from .prior import prior_mean, shift
-from .samplers import initial, sample_euler_edm
-from .schedule import NoiseSchedule
-from .windows import Progress, Windows, least_side
+from .samplers import initial, sample_euler
+from .windows import Progress, Windows, minimum_side
 
 
 class Pipeline:
-    """A loaded model with everything it takes to run it. Pictures are float tensors in [0, 1]."""
+    """A loaded model with its sampler. Pictures are float tensors in [0, 1]."""
+
+    network: MicroCinemaUNet
+    autoencoder: Autoencoder
+    text: TextEncoder | None
 
     def __init__(self, model: LoadedModel, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
-        needed = {"autoencoder": model.autoencoder}
-        if model.config.network.context_dim is not None:
-            needed["text encoder"] = model.text
-        for part, module in needed.items():
-            if module is None:
-                raise MicroCinemaError(f"model '{model.config.name}' has no {part} in its file: use an all-in-one file")
+        """`device` and `dtype` are those of the model's weights. Raises MicroCinemaError where a part is missing."""
         self.config: ModelConfig = model.config
+        if model.autoencoder is None:
+            raise self._missing_part("autoencoder")
+        if model.text is None and model.config.network.context_dim is not None:
+            raise self._missing_part("text encoder")
+        if model.network is None:
+            raise self._missing_part("network")
         self.network, self.autoencoder, self.text = model.network, model.autoencoder, model.text
         self.device, self.dtype = torch.device(device), dtype
+
+    def _missing_part(self, part: str) -> MicroCinemaError:
+        return MicroCinemaError(f"model '{self.config.name}' has no {part} in its file: use an all-in-one file")
 
     @classmethod
     def from_file(
@@ -42,15 +51,17 @@ class Pipeline:
         tokenizer: Path | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Pipeline:
-        """`tokenizer` as in load_model; `dtype` is the networks' own: latents and the sampler stay in float32."""
+        """Load a model file, with `tokenizer` as in load_model. `dtype` is that of the networks; latents and the
+        sampler use float32."""
         return cls(load_model(path, device, dtype, tokenizer), device, dtype)
 
     @property
     def vocabulary(self) -> list[str]:
-        """The words the text encoder knows; empty if it knows no bounds."""
+        """The words of the text encoder's vocabulary; empty for a model without text and for CLIP's tokenizer."""
         return self.text.tokenizer.vocabulary if self.text else []
 
     def unknown_words(self, prompt: str) -> list[str]:
+        """The words of the prompt that are not in the text encoder's vocabulary."""
         return self.text.tokenizer.unknown_words(prompt) if self.text else []
 
     @torch.no_grad()
@@ -70,11 +81,11 @@ class Pipeline:
         height: int | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Picture (3, H, W), fitted to width × height, and a sentence → frames (t, 3, height, width).
+        """Animate a picture (3, H, W), cropped and resized to width × height, as `prompt` says: (t, 3, height, width).
 
-        The picture is the condition of the centre frame t//2. What is None comes from the model's header. Noise is
-        drawn on the CPU from `seed`, so that it is the same on every device. Raises MicroCinemaError for a size that
-        is no whole number of latent cells, for no frames or steps, and where the network's numbers overflow.
+        The picture is the condition of the centre frame t//2. Settings that are None come from the model's header. The
+        noise is drawn on the CPU from `seed`, so that it is the same on every device. Raises MicroCinemaError for a
+        size that is no multiple of the latent cell, for less than one frame or step, and where the network overflows.
         """
         c = self.config
         self._require("centre")
@@ -100,10 +111,10 @@ class Pipeline:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Frames (n, 3, h, w) of any size → ((n−1)·(N−1)^passes + 1, 3, h, w), N = 5 the model's clip length."""
+        """Frames (n, 3, h, w) of any size → ((n−1)·(N−1)^passes + 1, 3, h, w), with N = 5 the model's clip length."""
         count = len(frames)
-        made = self.interpolated(frames, count, passes=passes, steps=steps, seed=seed, progress=progress)
-        return torch.stack(list(made))
+        result = self.interpolated(frames, count, passes=passes, steps=steps, seed=seed, progress=progress)
+        return torch.stack(list(result))
 
     def interpolated(
         self,
@@ -115,8 +126,8 @@ class Pipeline:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Iterator[Tensor]:
-        """Frames (3, h, w) of any size, about `count` of them, → those and the new ones between them, as they are asked
-        for (see Windows)."""
+        """Frames (3, h, w) of any size, about `count` of them → the same frames and the new ones between them, computed
+        when the iterator needs them (see Windows)."""
         self._require("ends")
         steps = self.config.steps if steps is None else steps
         windows = Windows(self.config, self.between, steps=steps, progress=progress)
@@ -126,19 +137,19 @@ class Pipeline:
     def between(
         self, ends: Tensor, seeds: list[int], steps: int | None = None, progress: Progress | None = None
     ) -> Tensor:
-        """A batch of windows (b, 2, 3, h, w), whose sides are whole latent cells, and a seed for each → the frames
-        (b, N − 2, 3, h, w) between their two."""
+        """A batch of windows (b, 2, 3, h, w), whose sides are multiples of the latent cell, and a seed for each → the
+        frames (b, N − 2, 3, h, w) between their end frames."""
         count = self.config.network.frames
         latents = self.encode(ends.flatten(0, 1)).unflatten(0, (-1, 2))
         encoded = self.network.encode_condition(latents.to(self.dtype))
         sampled = self.sample(
             latents, None, frames=count, steps=steps, cfg=1.0, seeds=seeds, progress=progress, encoded=encoded
         )  # fmt: skip
-        # What the autoencoder loses of the end frames is known: give it back on the way.
-        lost = ends - self.decode(latents.flatten(0, 1)).unflatten(0, (-1, 2))
-        lost = self.network.carry(encoded, lost.to(self.device), count)[:, 1:-1].cpu()
+        # The end frames' error of reconstruction by the autoencoder is added to the frames between them.
+        residual = ends - self.decode(latents.flatten(0, 1)).unflatten(0, (-1, 2))
+        residual = self.network.interpolate_pictures(encoded, residual.to(self.device), count)[:, 1:-1].cpu()
         middle = self.decode(sampled[:, 1:-1].flatten(0, 1)).unflatten(0, (-1, count - 2))
-        return (middle + lost).clamp(0, 1)
+        return (middle + residual).clamp(0, 1)
 
     @torch.no_grad()
     def sample(
@@ -156,8 +167,11 @@ class Pipeline:
         progress: Progress | None = None,
         encoded: Condition | None = None,
     ) -> Tensor:
-        """Scaled condition latents (b, k, C, h, w), one seed a clip → scaled latents (b, frames, C, h, w). `encoded` is
-        what the network's encode_condition gives for them, if it was asked before."""
+        """Sample scaled latents (b, frames, C, h, w) for scaled condition latents (b, k, C, h, w), one seed per clip.
+
+        `encoded` is the result of the network's encode_condition for them, if it was called before. Raises
+        MicroCinemaError as `animate` does.
+        """
         c = self.config
         lambda_ = c.lambda_ if lambda_ is None else lambda_
         gamma = c.gamma if gamma is None else gamma
@@ -165,16 +179,16 @@ class Pipeline:
         for what, number in (("frames", frames), ("steps", steps)):
             if number < 1:
                 raise MicroCinemaError(f"a clip of {number} {what} cannot be made: give 1 or more")
-        sigmas = NoiseSchedule().sigmas_for(steps)  # on the CPU: 0-dim values that a GPU takes without waiting
+        sigmas = NoiseSchedule().sigmas_for(steps)  # on the CPU: 0-dim values, whose use does not synchronise a GPU
         generators = [torch.Generator().manual_seed(seed % 2**63) for seed in seeds]
         shape = (frames, *condition.shape[2:])
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
         noise = shift(noise, prior_mean(condition, frames, lambda_ + gamma))
         if encoded is None:
-            encoded = self.network.encode_condition(condition.to(self.dtype), lambda_)
+            encoded = self.network.encode_condition(condition.to(self.dtype), lambda_=lambda_)
         denoise = Denoiser(self.network, c, encoded, context, cfg)
-        sampled = sample_euler_edm(
-            denoise, initial(noise, sigmas[0]), sigmas, progress and (lambda i, _: progress(i + 1, steps)),
+        sampled = sample_euler(
+            denoise, initial(noise, sigmas[0]), sigmas, progress and (lambda step: progress(step["i"] + 1, steps)),
             mean=prior_mean(condition, frames, lambda_ + gamma), s_churn=churn, generator=generators[0],
         )  # fmt: skip
         if not torch.isfinite(sampled).all():
@@ -182,17 +196,21 @@ class Pipeline:
         return sampled
 
     def _overflow(self) -> str:
+        """The message for a result with NaN or infinity: names the dtype and what to try instead."""
         dtype = str(self.dtype).removeprefix("torch.")
         better = [name for name in ("bfloat16", "float32") if name in self.config.dtypes and name != dtype]
         cure = f"choose {' or '.join(better)}" if better else "lower cfg and churn, or fetch the file again"
         return f"the model '{self.config.name}' gave numbers that are none (NaN or infinite) in {dtype}: {cure}"
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures (n, 3, h, w) → scaled latents (n, C, h/f, w/f), float32."""
+        """Pictures (n, 3, h, w) → scaled latents (n, C, h/f, w/f) in float32, f the autoencoder's factor."""
         return self.autoencoder.encode(pictures.to(self.device, self.dtype)).float()
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (n, C, h, w) → pictures (n, 3, h·f, w·f) in [0, 1] on the CPU, a few frames at a time."""
+        """Scaled latents (n, C, h, w) → pictures (n, 3, h·f, w·f) in [0, 1] on the CPU, decoded 8 at a time.
+
+        Raises MicroCinemaError where the decoder overflows.
+        """
         parts = latents.to(self.dtype).split(8)
         pictures = torch.cat([self.autoencoder.decode(part).float().clamp(0, 1).cpu() for part in parts])
         if pictures.isnan().any():
@@ -208,9 +226,9 @@ class Pipeline:
 
 
 def check_size(width: int, height: int, config: ModelConfig) -> None:
-    """Raise MicroCinemaError unless a model can make a clip of width × height pixels."""
-    factor, least = config.autoencoder.factor, least_side(config)
-    if width % factor or height % factor or min(width, height) < least:
-        near = "x".join(str(max(least, round(side / factor) * factor)) for side in (width, height))
+    """Raise MicroCinemaError unless the model can generate a clip of width × height pixels."""
+    factor, minimum = config.autoencoder.factor, minimum_side(config)
+    if width % factor or height % factor or min(width, height) < minimum:
+        near = "x".join(str(max(minimum, round(side / factor) * factor)) for side in (width, height))
         message = f"the size {width}x{height} does not fit the model '{config.name}', whose sides are multiples of"
-        raise MicroCinemaError(f"{message} {factor} from {least} on: choose {near} (--size {near})")
+        raise MicroCinemaError(f"{message} {factor} from {minimum} on: choose {near} (--size {near})")

@@ -14,7 +14,7 @@ from torch import Tensor
 def prior_mean(condition: Tensor, frames: int, strength: float | Tensor) -> Tensor:
     """μ for latents `condition` (b, k, C, h, w), k = 1 centre frame or k = 2 end frames → (b, frames, C, h, w).
 
-    `strength` is λ in training, λ+γ in sampling; a tensor (frames,) gives every frame its own.
+    `strength` is λ in training, λ+γ in sampling; a tensor (frames,) has one strength for each frame.
     """
     if condition.shape[1] == 1:
         mean = condition.expand(-1, frames, -1, -1, -1)
@@ -27,5 +27,6 @@ def prior_mean(condition: Tensor, frames: int, strength: float | Tensor) -> Tens
 
 
 def shift(noise: Tensor, mean: Tensor) -> Tensor:
-    """ε + μ: the noise of eq. (15), the target of eq. (22), the start of B.3. A zero mean changes no bit of it."""
+    """ε + μ: the noise of eq. (15), the target of eq. (22), the start of sampling in B.3. A mean of zero is exact: the
+    noise stays equal to the bit."""
     return noise + mean

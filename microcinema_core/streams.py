@@ -1,6 +1,6 @@
-"""Video streams through PyAV: mp4, webm, mov and mkv out, whatever FFmpeg reads in, with their sound.
+"""Video streams through PyAV: writes mp4, webm, mov and mkv, reads all that FFmpeg can decode, with their sound.
 
-Everything passes frame by frame: what is held does not grow with the clip's length.
+Frames are processed one after another, so the memory does not grow with the length of the clip.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import av
 import numpy as np
 from av.codec.context import Flags
+from av.error import FFmpegError
 from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
 
@@ -24,23 +26,23 @@ from .errors import MicroCinemaError
 
 @dataclass(frozen=True)
 class Codec:
-    """How one kind of file is encoded."""
+    """How the pictures and the sound of a file are encoded."""
 
     encoder: str
     pixels: str  # FFmpeg's name of the pixel format
-    options: dict[str, str]
-    container: dict[str, str]
-    sound: tuple[str, str]  # encoder, its samples
-    crf: tuple[int, int] | None = None  # at quality 0 and at 80; None where it always keeps all it can
-    most_crf: int = 51
-    only_rate: int | None = None  # of sound
-    tag: str | None = None  # the name by which players know the encoding, where it is not FFmpeg's first
+    options: dict[str, str]  # of the encoder
+    container: dict[str, str]  # options of the container
+    sound: tuple[str, str]  # encoder and sample format
+    crf: tuple[int, int] | None = None  # at quality 0 and at 80; None for an encoder without CRF
+    max_crf: int = 51
+    only_rate: int | None = None  # the only sample rate that the sound's encoder supports, in Hz
+    tag: str | None = None  # the codec tag that players expect, where it is not FFmpeg's default
 
 
 _MOV = {"movflags": "+faststart+use_metadata_tags"}
 CODECS = {
-    # No macroblock tree: with it, and with one thread as with four, x264 on a processor with AVX-512 wrote different
-    # files for equal frames whose brightness changes.
+    # No macroblock tree: with it, on a processor with AVX-512, x264 wrote different files for equal frames of changing
+    # brightness, with one thread as with four.
     "h264": Codec("libx264", "yuv420p", {"preset": "medium", "mbtree": "0"}, _MOV, ("aac", "fltp"), (34, 14)),
     "h265": Codec(
         "libx265", "yuv420p10le", {"preset": "medium", "x265-params": "log-level=error:frame-threads=1:info=0"}, _MOV,
@@ -51,24 +53,24 @@ CODECS = {
     "ffv1": Codec("ffv1", "bgr0", {"level": "3", "slices": "4", "slicecrc": "1", "g": "1"}, {}, ("flac", "s16")),
 }  # fmt: skip
 BY_SUFFIX = {".mp4": "h264", ".webm": "vp9", ".mov": "prores", ".mkv": "ffv1"}
-_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # of AAC, and all others hold them too
+_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz, of AAC; the other encoders support them
 PYAV = int(av.__version__.partition(".")[0])
-BT709 = 1  # its number in H.273, for primaries, transfer and matrix alike
+BT709 = 1  # its number in H.273, the same for primaries, transfer and matrix
 LIMITED = 1  # FFmpeg's AVCOL_RANGE_MPEG: black is 16 and white 235
-_OUT_OF_STEP = 0.05  # seconds by which sound may be early or late in a file before it is moved
+_MAX_DRIFT = 0.05  # seconds that sound may be early or late before silence is inserted or samples are dropped
 
 
 @dataclass
 class Sound:
-    """Samples (channels, n) in [-1, 1], 1 or 2 channels, in pieces of any length."""
+    """Samples (channels, n) in [-1, 1] of 1 or 2 channels, in pieces of any length."""
 
-    rate: int
+    rate: int  # samples per second
     channels: int
     pieces: Iterator[np.ndarray]
 
 
 def whole_sound(samples: Tensor, rate: int) -> Sound:
-    """Sound that is there already; of more than two channels the first two."""
+    """A Sound of samples (channels, n) that are in memory; of more than two channels it has the first two."""
     values = samples[:2].float().clamp(-1, 1).cpu().numpy()
     return Sound(rate, len(values), iter([values]))
 
@@ -80,15 +82,18 @@ def write_stream(
     path: Path, frames: Iterator[Tensor], fps: float, codec: str, tags: dict[str, str], quality: int, crf: int | None,
     sound: Sound | None,
 ) -> int:  # fmt: skip
-    """Write frames (3, h, w) to a file that may be half written in the end; how many there were."""
+    """Write frames (3, h, w) and return their number. When an error is raised, the file remains incomplete.
+
+    `codec` is a key of CODECS; `quality`, `crf`, `tags` and `sound` as in write_video.
+    """
     kind = CODECS[codec]
     options = dict(kind.options)
     if kind.crf:
         lowest, usual = kind.crf
         options["crf"] = str(round(lowest + (usual - lowest) * quality / 80) if crf is None else crf)
-    rate = Fraction(fps).limit_denominator(1001)  # keeps 30000/1001
+    rate = Fraction(fps).limit_denominator(1001)  # 30000/1001 is exact
     stream, track, count = None, None, 0
-    # bitexact: no date and no library versions in the file
+    # bitexact: the file has no date and no versions of libraries
     with av.open(str(path), "w", options={"fflags": "+bitexact", **kind.container}) as container:
         container.metadata.update(tags)
         for frame in frames:
@@ -101,7 +106,7 @@ def write_stream(
                     stream.codec_context.codec_tag = kind.tag
                 _tag_bt709(stream.codec_context, kind.pixels)
                 stream.codec_context.flags |= Flags.bitexact
-                stream.codec_context.thread_count = 4  # fixed: the encoders' output depends on it
+                stream.codec_context.thread_count = 4  # constant, because the encoders' output depends on it
                 track = sound and _Track(container, kind, sound)
             picture.pts, picture.time_base = count, 1 / rate
             container.mux(stream.encode(picture))
@@ -117,7 +122,8 @@ def write_stream(
 
 
 def _picture(frame: Tensor, pixels: str) -> av.VideoFrame:
-    """A frame (3, h, w) as the encoder wants it; where two pixels share a colour, an odd side repeats its last line."""
+    """A frame (3, h, w) in the encoder's pixel format. In YUV, where two pixels share a colour, an odd side is made
+    even by repeating its last row or column."""
     deep = "10" in pixels
     values = images.to_words(frame) if deep else images.to_bytes(frame)
     if pixels == "bgr0":
@@ -131,7 +137,7 @@ def _picture(frame: Tensor, pixels: str) -> av.VideoFrame:
 
 
 def _rgb(frame: av.VideoFrame) -> np.ndarray:
-    """(h, w, 3) uint8. PyAV before 17 takes every frame for BT.601, whatever it says, unless asked to leave BT.709."""
+    """The frame as (h, w, 3) uint8. PyAV before 17 converts from BT.601 unless the colour spaces are given."""
     spaces = {"src_colorspace": Colorspace.ITU709, "dst_colorspace": Colorspace.ITU601}
     return frame.reformat(format="rgb24", **(spaces if frame.colorspace == BT709 else {})).to_ndarray()
 
@@ -139,12 +145,12 @@ def _rgb(frame: av.VideoFrame) -> np.ndarray:
 def _tag_bt709(target: av.VideoFrame | av.VideoCodecContext, pixels: str) -> None:
     if pixels.startswith("yuv"):
         target.colorspace, target.color_range = BT709, LIMITED
-        if hasattr(target, "color_primaries"):  # frames have them from PyAV 17 on; files take the codec's
+        if hasattr(target, "color_primaries"):  # frames have it from PyAV 17 on; the file gets the codec context's
             target.color_primaries = target.color_trc = BT709
 
 
 class _Track:
-    """The sound of a file in the making, written as far as its pictures are."""
+    """The sound of a file that is being written, interleaved with its pictures."""
 
     def __init__(self, container, kind: Codec, sound: Sound):
         encoder, samples = kind.sound
@@ -155,25 +161,26 @@ class _Track:
         self.stream.codec_context.flags |= Flags.bitexact
         self.resampler = av.AudioResampler(samples, self.layout, rate)
         self.rest = np.empty((sound.channels, 0), np.float32)
-        self.position = 0  # in the sound's samples
+        self.position = 0  # the number of samples written, at the sound's own rate
 
     def write(self, seconds: Fraction) -> None:
-        """All sound up to this time, as far as there is any."""
-        wanted = int(seconds * self.sound.rate) - self.position
+        """Write the sound up to this time, or to its end."""
+        count = int(seconds * self.sound.rate) - self.position
         pieces, length = [self.rest], self.rest.shape[1]
-        while length < wanted and (piece := next(self.sound.pieces, None)) is not None:
+        while length < count and (piece := next(self.sound.pieces, None)) is not None:
             pieces.append(piece)
             length += piece.shape[1]
         joined = np.concatenate(pieces, 1)
-        now, self.rest = joined[:, :wanted], joined[:, wanted:]
-        if now.shape[1]:
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(now), format="fltp", layout=self.layout)
+        samples, self.rest = joined[:, :count], joined[:, count:]
+        if samples.shape[1]:
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=self.layout)
             frame.sample_rate, frame.pts = self.sound.rate, self.position
             frame.time_base = Fraction(1, self.sound.rate)
-            self.position += now.shape[1]
+            self.position += samples.shape[1]
             self._encode(frame)
 
     def close(self) -> None:
+        """Write what the resampler and the encoder have buffered."""
         self._encode(None)
         self.container.mux(self.stream.encode())
 
@@ -187,48 +194,44 @@ class _Track:
 
 @dataclass
 class Stream:
-    """A file's pictures (h, w, 3) in uint8, once, and what is known of them before the first one is decoded."""
+    """The pictures (h, w, 3) of a file in uint8, which can be read once, and what its packets show before decoding."""
 
     fps: float
-    count: int
+    count: int  # of the pictures
     pictures: Iterator[np.ndarray]
     sound: Sound | None
-    notes: list[str] = field(default_factory=list)  # what is done to it, a sentence each
+    notes: list[str] = field(default_factory=list)  # how the pictures differ from the file's, one sentence each
+
+
+@dataclass(frozen=True)
+class _Packets:
+    """What the packets of a file show without decoding."""
+
+    count: int  # of the pictures' packets
+    times: list[Fraction]  # when the frames are shown, sorted, in seconds
+    average: Fraction  # frames per second
+    tracks: list[tuple[int, int, int]]  # index, sample rate and channels of each track of sound
+    truncated: bool
 
 
 def open_stream(path: Path) -> Stream:
-    """Look through the file without decoding it. Raises MicroCinemaError for a file that is cut off, av.FFmpegError and
-    OSError for one that cannot be read."""
-    with _open(path) as container:
-        if not container.streams.video:
-            raise MicroCinemaError(f"'{path}' has no pictures in it: choose a video")
-        stream = container.streams.video[0]
-        kind, length = container.format.name, container.duration and container.duration / av.time_base
-        length = length if "matroska" in kind or "mov" in kind else None  # others guess it from what there is
-        told = stream.frames if kind == "avi" else 0  # mp4 also counts what its edit list leaves out
-        average = stream.average_rate or stream.guessed_rate or Fraction(24)
-        tracks = [(track.index, track.rate, track.channels) for track in container.streams.audio]
-        packets, ends, half, times = 0, 0.0, False, []
-        for packet in container.demux():
-            at = packet.dts if packet.pts is None else packet.pts
-            if packet.stream.index == stream.index and (packet.size or at is not None):
-                packets, half = packets + 1, packet.is_corrupt
-                if packet.size and not packet.is_discard:
-                    times.append(packets / average if at is None else at * packet.time_base)
-            if at is not None:
-                ends = max(ends, float((at + (packet.duration or 0)) * packet.time_base))
+    """Read the packets of a file without decoding them, and return what decodes them when it is needed.
+
+    Raises MicroCinemaError for a truncated file, FFmpegError and OSError for one that cannot be read.
+    """
+    packets = _read_packets(path)
+    times, tracks = packets.times, packets.tracks
     if not times:
         raise MicroCinemaError(f"'{path}' is broken or holds no frames: choose another video")
-    if half or packets < told or (length and length - ends > max(0.1, 2 / average)):
+    if packets.truncated:
         raise _cut_off(path, times)
-    times.sort()
     notes = []
     if len(tracks) > 1:
         notes.append(f"'{path}' has {len(tracks)} tracks of sound: the first is kept")
-    rate, steady = _rate(times, average)
-    pictures, count = _decoded(path, times), len(times)
+    rate, steady = _rate(times, packets.average)
+    decoded, count = _decoded(path, times), len(times)
     if steady:
-        pictures = (picture for _, picture in pictures)
+        pictures = (picture for _, picture in decoded)
     else:
         count = int((times[-1] - times[0]) * rate + Fraction(1, 2)) + 1
         if rate < 0.01 or count > 100 * len(times) + 1000:
@@ -240,18 +243,43 @@ def open_stream(path: Path) -> Stream:
             f"'{path}' shows its frames for different times: it is read at {float(rate):.4g} frames per second, each "
             "frame as often as it is shown"
         )
-        pictures = _held(pictures, times[0], rate, count)
+        pictures = _resampled(decoded, times[0], rate, count)
     sound = _sound(path, *tracks[0], float(times[0])) if tracks and all(tracks[0][1:]) else None
     return Stream(float(rate), count, pictures, sound, notes)
 
 
+def _read_packets(path: Path) -> _Packets:
+    """Read the packets of all streams. Raises MicroCinemaError for a file without pictures."""
+    with _open(path) as container:
+        if not container.streams.video:
+            raise MicroCinemaError(f"'{path}' has no pictures in it: choose a video")
+        stream = container.streams.video[0]
+        kind, length = container.format.name, container.duration and container.duration / av.time_base
+        length = length if "matroska" in kind or "mov" in kind else None  # other formats estimate it from the packets
+        declared = stream.frames if kind == "avi" else 0  # mp4 also counts frames that its edit list leaves out
+        average = stream.average_rate or stream.guessed_rate or Fraction(24)
+        tracks = [(track.index, track.rate, track.channels) for track in container.streams.audio]
+        count, end, incomplete, times = 0, 0.0, False, []
+        for packet in container.demux():
+            time = packet.dts if packet.pts is None else packet.pts
+            if packet.stream.index == stream.index and (packet.size or time is not None):
+                count, incomplete = count + 1, packet.is_corrupt
+                if packet.size and not packet.is_discard:
+                    times.append(count / average if time is None else time * packet.time_base)
+            if time is not None:
+                end = max(end, float((time + (packet.duration or 0)) * packet.time_base))
+    truncated = incomplete or count < declared or bool(length and length - end > max(0.1, 2 / average))
+    return _Packets(count, sorted(times), average, tracks, truncated)
+
+
 def read_tags(path: Path) -> dict[str, str]:
+    """The metadata of a file's container. Raises FFmpegError and OSError for one that cannot be read."""
     with _open(path) as container:
         return dict(container.metadata)
 
 
 def _open(path: Path):
-    options = {} if PYAV >= 19 else {"metadata_errors": "replace"}  # later ones never raise for a tag
+    options: Any = {} if PYAV >= 19 else {"metadata_errors": "replace"}  # later ones never raise for a tag
     return av.open(str(path), **options)
 
 
@@ -264,22 +292,22 @@ def _cut_off(path: Path, times: list[Fraction]) -> MicroCinemaError:
 
 
 def _rate(times: list[Fraction], average: Fraction) -> tuple[Fraction, bool]:
-    """Frames per second, and whether every frame is at its place by it."""
+    """Frames per second, and whether the rate is constant: every frame lies within 0.6 frames of its time at it."""
     if len(times) == 1:
         return average, True
     gaps = [after - before for before, after in pairwise(times)]
-    whole, usual = times[-1] - times[0], median(gaps)
-    found = [(len(times) - 1) / whole, 1 / usual] if usual > 0 else []
-    rates = [average, *(Fraction(rate).limit_denominator(1001) for rate in found)]
+    duration, typical = times[-1] - times[0], median(gaps)
+    measured = [(len(times) - 1) / duration, 1 / typical] if typical > 0 else []
+    rates = [average, *(Fraction(rate).limit_denominator(1001) for rate in measured)]
     for rate in rates:
         drift = max(abs((time - times[0]) * rate - index) for index, time in enumerate(times))
-        if drift < 0.6 and max(abs(gap * rate - 1) for gap in gaps) < 0.6:  # times in files are rounded
+        if drift < 0.6 and max(abs(gap * rate - 1) for gap in gaps) < 0.6:  # timestamps in files are rounded
             return rate, True
     return min(rates[-1], Fraction(240)), False
 
 
 def _decoded(path: Path, times: list[Fraction]) -> Iterator[tuple[Fraction, np.ndarray]]:
-    """Every frame with its time. Raises MicroCinemaError where one cannot be read."""
+    """Every frame with its time in seconds. Raises MicroCinemaError where one cannot be decoded."""
     last = times[0]
 
     def damaged() -> MicroCinemaError:
@@ -292,28 +320,28 @@ def _decoded(path: Path, times: list[Fraction]) -> Iterator[tuple[Fraction, np.n
                 if frame.is_corrupt:
                     raise damaged()
                 last = times[min(index, len(times) - 1)] if frame.pts is None else frame.pts * frame.time_base
-                # a phone held upright stores its pictures lying down, and how to turn them
+                # A phone that is held upright stores rotated pictures, and the angle.
                 yield last, np.rot90(_rgb(frame), round(frame.rotation / 90)).copy()
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             raise damaged() from error
     if times[-1] - last > 1.5 * (times[-1] - times[0]) / max(1, len(times) - 1):
         raise damaged()
 
 
-def _held(
+def _resampled(
     pictures: Iterator[tuple[Fraction, np.ndarray]], start: Fraction, rate: Fraction, count: int
 ) -> Iterator[np.ndarray]:
-    """At each of `count` even times the picture that is shown there."""
-    shown, coming = None, next(pictures, None)
+    """The picture that is shown at each of `count` equidistant times."""
+    current, following = None, next(pictures, None)
     for index in range(count):
-        while coming and (shown is None or coming[0] <= start + (index + Fraction(1, 2)) / rate):
-            shown, coming = coming[1], next(pictures, None)
-        if shown is not None:
-            yield shown
+        while following and (current is None or following[0] <= start + (index + Fraction(1, 2)) / rate):
+            current, following = following[1], next(pictures, None)
+        if current is not None:
+            yield current
 
 
 def _sound(path: Path, index: int, rate: int, channels: int, start: float) -> Sound:
-    """The sound of a file from its first picture on: silence where it has gaps."""
+    """The sound of a file from its first picture on, with silence in its gaps."""
     channels = min(channels, 2)
 
     def pieces() -> Iterator[np.ndarray]:
@@ -327,7 +355,7 @@ def _sound(path: Path, index: int, rate: int, channels: int, start: float) -> So
                         due = round((float(frame.pts * frame.time_base) - start) * rate)
                     for part in resampler.resample(frame):
                         samples, late = part.to_ndarray(), due - position
-                        if position and abs(late) < _OUT_OF_STEP * rate:  # times in files are rounded
+                        if position and abs(late) < _MAX_DRIFT * rate:  # timestamps in files are rounded
                             late = 0
                         samples = samples[:, max(0, -late) :]
                         for silence in (min(rate, late - done) for done in range(0, late, rate)):
@@ -336,7 +364,7 @@ def _sound(path: Path, index: int, rate: int, channels: int, start: float) -> So
                         due = position
                         if samples.shape[1]:
                             yield samples
-        except (av.FFmpegError, ValueError) as error:  # the latter where it changes on the way
+        except (FFmpegError, ValueError) as error:  # ValueError: its layout or rate changes
             time = f"{position / rate:.2f} s"
             raise MicroCinemaError(
                 f"the sound of '{path}' is damaged at {time}: save the video anew, or without its sound"

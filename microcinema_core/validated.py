@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
 
 import pydantic.dataclasses
 from pydantic import ConfigDict, GetCoreSchemaHandler, ValidationError
@@ -11,26 +11,32 @@ from pydantic_core import CoreSchema, core_schema
 from typing_extensions import dataclass_transform  # pydantic's own; in typing from Python 3.11 on
 
 
-@dataclass_transform(frozen_default=True)
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def validated(cls: type) -> type:
     """A frozen dataclass whose fields are checked when it is made; `dataclasses.replace` and `asdict` work on it."""
+    # Without strings as annotations: pydantic 2.0 evaluates inherited ones in the module of the subclass.
+    hints = get_type_hints(cls, include_extras=True)
+    cls.__annotations__ = {name: hints[name] for name in cls.__annotations__}
     return pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="forbid"))(cls)
 
 
 @dataclass(frozen=True)
 class Range:
-    """Of an int or a finite float: `least` (or above it) to `most`, in a unit, `such_as`. An int may be a float, else
-    nothing is converted."""
+    """The range of an int or a finite float: `minimum` to `maximum`, in `unit`, with `such_as` as the example in
+    messages. An int is accepted as a float; nothing else is converted."""
 
-    least: float
-    most: float
+    minimum: float
+    maximum: float
     unit: str = ""
     such_as: float | None = None
-    above: bool = False  # `least` itself is too little
-    below: bool = False  # `most` itself is too much
+    above: bool = False  # excludes `minimum` itself
+    below: bool = False  # excludes `maximum` itself
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        bounds = {"gt" if self.above else "ge": self.least, "lt" if self.below else "le": self.most}
+        bounds: dict[str, Any] = {
+            "gt" if self.above else "ge": self.minimum,
+            "lt" if self.below else "le": self.maximum,
+        }
         if source is int:
             schema = core_schema.int_schema(strict=True, **bounds)
         else:
@@ -38,34 +44,38 @@ class Range:
         return _with_cure(schema, f"give {self.words(source)}")
 
     def words(self, kind: type) -> str:
-        """ "a number above 0 and up to 1, such as 0.001"."""
-        kind = "a whole number" if kind is int else "a number"
-        words = f"{kind} {'above' if self.above else 'from'} {self.least:.12g}"
+        """The range in words for a message: "a number above 0 and up to 1, such as 0.001"."""
+        noun = "a whole number" if kind is int else "a number"
+        words = f"{noun} {'above' if self.above else 'from'} {self.minimum:.12g}"
         joint = " to below" if self.below else " and up to" if self.above else " to"
-        words += f"{joint} {self.most:.12g}" + (f" ({self.unit})" if self.unit else "")
+        words += f"{joint} {self.maximum:.12g}" + (f" ({self.unit})" if self.unit else "")
         return words if self.such_as is None else f"{words}, such as {self.such_as:.12g}"
 
 
 @dataclass(frozen=True)
 class Fits:
-    """Of any type: what is wrong anywhere in the value, also its length, gets this cure."""
+    """A value of any type, with one message for every error in it: "give " and `cure`. `minimum` and `maximum` bound
+    the length of a tuple."""
 
     cure: str
-    least: int | None = None
-    most: int | None = None
+    minimum: int | None = None
+    maximum: int | None = None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         schema = handler(source)
-        if self.most is not None:
-            schema = schema | {"min_length": self.least, "max_length": self.most}
+        if schema["type"] == "custom-error":  # pydantic 2.0 calls this method twice for the field of a dataclass
+            return schema
+        if self.maximum is not None:
+            bounds: Any = {"min_length": self.minimum, "max_length": self.maximum}
+            schema = schema | bounds
         return _with_cure(schema, f"give {self.cure}")
 
 
 @dataclass(frozen=True)
 class Printable:
-    """A text of at most `most` characters, all of which a terminal shows."""
+    """A text of 1 to `maximum` characters, all of them printable."""
 
-    most: int
+    maximum: int
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         def check(text: str) -> str:
@@ -73,9 +83,9 @@ class Printable:
                 raise ValueError
             return text
 
-        text = core_schema.str_schema(strict=True, min_length=1, max_length=self.most)
+        text = core_schema.str_schema(strict=True, min_length=1, max_length=self.maximum)
         schema = core_schema.no_info_after_validator_function(check, text)
-        return _with_cure(schema, f"give a text of 1 to {self.most} printable characters")
+        return _with_cure(schema, f"give a text of 1 to {self.maximum} printable characters")
 
 
 def _with_cure(schema: CoreSchema, cure: str) -> CoreSchema:
@@ -92,22 +102,22 @@ _KINDS = {"bool": "give true or false", "string": "give a text in quotes"}
 
 
 def sentence(error: ValidationError) -> str:
-    """The first thing that is wrong, as one sentence: "learning_rate cannot be -1: give a number above 0 …"."""
+    """The first of pydantic's errors as one sentence: "learning_rate cannot be -1: give a number above 0 …"."""
     first = error.errors(include_url=False)[0]
     kind, name = first["type"], ".".join(map(str, first["loc"]))
     if kind == "value_error":  # ours, from a __post_init__
-        words = str(first["ctx"]["error"])
+        words = str(first.get("ctx", {})["error"])
         return f"{name}.{words}" if name else words
     if kind in _CURES:
         return f"{shown(name)} {_CURES[kind]}"
     if kind == "literal_error":
-        cure = f"give {first['ctx']['expected']}"
+        cure = f"give {first.get('ctx', {})['expected']}"
     else:
         cure = _KINDS.get(kind.partition("_")[0], first["msg"])
     return f"{name} cannot be {shown(repr(first['input']))}: {cure}"
 
 
-def shown(text: str, most: int = 60) -> str:
-    """A stranger's text on one line, cut where it would fill the screen."""
+def shown(text: str, maximum: int = 60) -> str:
+    """Untrusted text for a message: unprintable characters become "?", and it is cut to `maximum` characters."""
     text = "".join(c if c.isprintable() else "?" for c in text)
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return text if len(text) <= maximum else text[: maximum - 1] + "…"

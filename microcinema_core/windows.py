@@ -1,4 +1,4 @@
-"""Clips of any length through an interpolation model: window after window, a few of them held at a time."""
+"""Clips of any length through an interpolation model: batches of windows, one after another, in constant memory."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from torch import Tensor
 
 from .config import ModelConfig
 
-Progress = Callable[[int, int], None]  # steps done, steps in all
-# Windows (b, 2, 3, h, w), a seed for each, steps, progress → the frames (b, N − 2, 3, h, w) between their two.
+Progress = Callable[[int, int], None]  # steps done, steps in total
+# Windows (b, 2, 3, h, w), a seed for each, steps, progress → the frames (b, N − 2, 3, h, w) between their end frames.
 Between = Callable[[Tensor, list[int], int, Progress | None], Tensor]
 
 AT_ONCE = 4  # windows in a batch
 
 
 class Windows:
-    """`between` makes the frames inside a batch of windows; here it is fed. A batch that raises `out_of_memory` is
-    halved, and so are those after it."""
+    """Cuts a stream of frames into windows of two neighbours, and calls `between` with batches of them.
+
+    When a batch raises `out_of_memory`, the size of this batch and of all later ones is halved.
+    """
 
     def __init__(
         self,
@@ -36,10 +38,10 @@ class Windows:
         self.at_once, self.done, self.total = AT_ONCE, 0, 0
 
     def interpolated(self, frames: Iterable[Tensor], count: int, passes: int, seed: int) -> Iterator[Tensor]:
-        """Frames (3, h, w) of any size, about `count` of them, → those, unchanged, and N − 2 new ones between any two,
-        in each pass; made as they are asked for.
+        """Frames (3, h, w) of any size, about `count` of them → the same frames with N − 2 new ones between any two, in
+        each of the `passes`. The iterator computes the frames when they are needed.
 
-        Each window has a seed of its own, so that the result does not depend on how windows are batched.
+        Each window has a seed of its own, so that the result does not depend on the size of the batches.
         """
         inner = self.config.network.frames - 1
         self.done, self.total = 0, sum((count - 1) * inner**i for i in range(passes)) * self.steps
@@ -52,39 +54,42 @@ class Windows:
         return (frame[:, :height, :width] for frame in out)
 
     def _pass(self, frames: Iterator[Tensor], seed: int) -> Iterator[Tensor]:
-        """Frames and what comes between them; window i has the seed `seed` + i."""
+        """One pass over the frames: each frame, then the new ones between it and the next. Window i has the seed
+        `seed` + i."""
         last, start = next(frames), 0
         yield last
-        while len(ahead := [last, *islice(frames, self.at_once)]) > 1:
-            ends = torch.stack((torch.stack(ahead[:-1]), torch.stack(ahead[1:])), 1)
-            while len(ends):
-                now = ends[: self.at_once]
-                seeds = [(seed + start + i) % 2**63 for i in range(len(now))]
+        while len(buffer := [last, *islice(frames, self.at_once)]) > 1:
+            windows = torch.stack((torch.stack(buffer[:-1]), torch.stack(buffer[1:])), 1)
+            while len(windows):
+                batch = windows[: self.at_once]
+                seeds = [(seed + start + i) % 2**63 for i in range(len(batch))]
                 try:
-                    made = self.between(now, seeds, self.steps, self.progress and self._report(len(now)))
+                    inserted = self.between(batch, seeds, self.steps, self._batch_progress(len(batch)))
                 except self.out_of_memory:
-                    if len(now) == 1:
+                    if len(batch) == 1:
                         raise
-                    self.at_once = len(now) // 2
+                    self.at_once = len(batch) // 2
                     continue
-                self.done += len(now) * self.steps
-                start, ends = start + len(now), ends[len(now) :]
-                for between, end in zip(made, now[:, 1], strict=True):
+                self.done += len(batch) * self.steps
+                start, windows = start + len(batch), windows[len(batch) :]
+                for between, end in zip(inserted, batch[:, 1], strict=True):
                     yield from between
                     yield end
-            last = ahead[-1]
+            last = buffer[-1]
 
-    def _report(self, windows: int) -> Progress:
-        """Progress of one batch of windows, told as progress of the whole."""
-        return lambda step, _: self.progress(self.done + step * windows, self.total)
+    def _batch_progress(self, windows: int) -> Progress | None:
+        """The `progress` of one batch of windows, which reports the steps of all batches."""
+        if (report := self.progress) is None:
+            return None
+        return lambda step, _: report(self.done + step * windows, self.total)
 
     def _padded(self, frame: Tensor) -> Tensor:
-        """Last lines repeated until the sides are whole latent cells, and enough for the network's coarsest level."""
-        factor, least = self.config.autoencoder.factor, least_side(self.config)
-        rows, columns = (max(least, -(-side // factor) * factor) - side for side in frame.shape[1:])
+        """Repeat the last row and column until both sides are whole latent cells and at least `minimum_side`."""
+        factor, minimum = self.config.autoencoder.factor, minimum_side(self.config)
+        rows, columns = (max(minimum, -(-side // factor) * factor) - side for side in frame.shape[1:])
         return F.pad(frame[None], (0, columns, 0, rows), mode="replicate")[0] if rows or columns else frame
 
 
-def least_side(config: ModelConfig) -> int:
-    """One cell at the network's coarsest level, in pixels."""
+def minimum_side(config: ModelConfig) -> int:
+    """The smallest side of a clip, in pixels: one cell at the network's coarsest level."""
     return config.autoencoder.factor * 2 ** (len(config.network.channel_multipliers) - 1)

@@ -1,6 +1,6 @@
-"""The ComfyUI side of the pack: schemas, conversion between host types and core types, progress and interrupts.
+"""The nodes for ComfyUI, which is called the host here: schemas, conversion of types, progress and interrupts.
 
-It holds no maths; that is `microcinema_core/`.
+All computation is in `microcinema_core/`, which is called the core.
 """
 
 from comfy_api.latest import ComfyExtension, io
@@ -13,15 +13,20 @@ from .loader import Loader
 from .prior import PriorLatent
 from .sampler import EulerSampler
 
-for error in (MicroCinemaError, *MicroCinemaError.__subclasses__()):  # the host's page writes both before a message,
-    error.__module__, error.__qualname__ = "builtins", "MicroCinema"  # which would be the pack's path and a class
+# The host's page shows the module and the class of an error before its message.
+for error in (MicroCinemaError, *MicroCinemaError.__subclasses__()):
+    error.__module__, error.__qualname__ = "builtins", "MicroCinema"
 
 
 class MicroCinema(ComfyExtension):
+    """The nodes of this pack."""
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """The classes of all nodes."""
         return [Loader, PriorLatent, EulerSampler, Interpolate, VideoCombine]
 
 
 async def comfy_entrypoint() -> MicroCinema:
+    """Called by the host when it loads the pack. Also provides the example picture of the templates."""
     provide_example()
     return MicroCinema()

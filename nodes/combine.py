@@ -1,34 +1,40 @@
-"""Video Combine: images to one video file, with the workflow inside."""
+"""Video Combine: writes images as one video file, which contains the workflow."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
 import folder_paths
 from comfy.cli_args import args
 from comfy_api.latest import InputImpl, Types, io, ui
+from torch import Tensor
 
 from ..microcinema_core import video
 from ..microcinema_core.errors import MicroCinemaError
 from .display import show_text
 from .schema import advanced, check_images, in_range, schema
 
-FORMATS = {  # the file's ending, and its codec where the ending does not say it
+FORMATS = {  # the suffix of the file, and the codec where it is not the default one of the suffix
     "mp4 (h264)": (".mp4", None), "webm (vp9)": (".webm", None), "webp (animated)": (".webp", None),
     "gif": (".gif", None), "png sequence": ("", None), "mp4 (h265, 10 bit)": (".mp4", "h265"),
     "mov (ProRes 422 HQ)": (".mov", None), "mkv (FFV1, lossless)": (".mkv", None),
 }  # fmt: skip
-NOT_PLAYED = list(FORMATS)[-3:]  # by most browsers
+NOT_PLAYED = list(FORMATS)[-3:]  # most browsers cannot play them
 WITH_CRF = ["mp4 (h264)", "webm (vp9)", "mp4 (h265, 10 bit)"]
 
 
 class VideoCombine(io.ComfyNode):
+    """The node Video Combine (MicroCinema)."""
+
     @classmethod
     def define_schema(cls):
+        """The description of the node, its inputs and its outputs."""
         return schema(
             node_id="MicroCinemaVideoCombine",
             display_name="Video Combine (MicroCinema)",
@@ -80,11 +86,14 @@ class VideoCombine(io.ComfyNode):
     def execute(
         cls, images, fps, format, quality, loop_count, ping_pong, filename_prefix, save, audio=None, crf=-1
     ):  # fmt: skip
+        """Write the file and return it as VIDEO. Raises MicroCinemaError for inputs that cannot be written."""
         images = check_images(images)
         suffix, codec = FORMATS[format]
-        most = video.MOST_FPS.get(suffix, fps)
-        if fps > most:
-            raise MicroCinemaError(f"{format} can hold {most} frames per second, not {fps:g}: lower fps or take mp4.")
+        maximum = video.MAX_FPS.get(suffix, fps)
+        if fps > maximum:
+            raise MicroCinemaError(
+                f"{format} can hold {maximum} frames per second, not {fps:g}: lower fps or take mp4."
+            )
         height, width = images.shape[1:3]
         notes = []
         if suffix in video.EVEN and (height % 2 or width % 2):
@@ -98,7 +107,7 @@ class VideoCombine(io.ComfyNode):
         root = folder_paths.get_output_directory() if save else folder_paths.get_temp_directory()
         try:
             place = folder_paths.get_save_image_path(filename_prefix, root, width, height)
-        except Exception as error:  # the host raises nothing narrower, in four lines
+        except Exception as error:  # the host raises no narrower type, with a message of four lines
             raise MicroCinemaError(
                 f"The filename_prefix {filename_prefix!r} names no place in the output folder: give a name, or folders "
                 "and a name, inside of it."
@@ -114,15 +123,16 @@ class VideoCombine(io.ComfyNode):
                 path, frames, fps, cls._graph(), codec=codec, quality=quality, crf=crf if crf >= 0 else None,
                 loop=loop_count, audio=sound if suffix in video.WITH_SOUND else None,
             )  # fmt: skip
-            shown = [ui.SavedResult(path.name, subfolder, kind)]
+            results = [ui.SavedResult(path.name, subfolder, kind)]
         else:
             written = video.write_sequence(path, frames, cls._graph())
-            shown = [ui.SavedResult(file.name, str(Path(subfolder) / path.name), kind) for file in written]
+            results = [ui.SavedResult(file.name, str(Path(subfolder) / path.name), kind) for file in written]
+        preview: dict[str, Any]
         if format in NOT_PLAYED:
             notes.append(f"{path.name}: written; browsers do not play it.")
-            preview = {"files": shown}  # the canvas draws no player for this, and a client finds the file
+            preview = {"files": results}  # for clients of the API; the canvas shows no player for this key
         else:
-            preview = {"images": shown}
+            preview = {"images": results}
             if suffix not in ("", ".gif"):
                 preview["animated"] = (True,)
         if notes:
@@ -131,7 +141,8 @@ class VideoCombine(io.ComfyNode):
         return io.NodeOutput(InputImpl.VideoFromComponents(components), ui=preview)
 
     @staticmethod
-    def _sound(audio):
+    def _sound(audio) -> video.Audio | None:
+        """The first sound of an AUDIO batch. Raises MicroCinemaError where its shape or its samples are invalid."""
         if audio is None:
             return None
         waveform, rate = audio.get("waveform"), audio.get("sample_rate")
@@ -144,7 +155,8 @@ class VideoCombine(io.ComfyNode):
         return (waveform[0], rate) if waveform.numel() else None
 
     @staticmethod
-    def _stream(images, order):
+    def _stream(images: Tensor, order: list[int]) -> Iterator[Tensor]:
+        """Frames (3, h, w) in this order, with a progress bar, until the user interrupts the run."""
         bar = comfy.utils.ProgressBar(len(order))
         for index in order:
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -153,7 +165,7 @@ class VideoCombine(io.ComfyNode):
 
     @classmethod
     def _graph(cls) -> dict[str, str]:
-        """The prompt and the workflow, as the host writes them, unless it is told not to."""
+        """The metadata that the host writes to files, the prompt and the workflow; empty with --disable-metadata."""
         if args.disable_metadata:
             return {}
         graph = {"prompt": cls.hidden.prompt} if cls.hidden.prompt is not None else {}

@@ -15,7 +15,7 @@ PICTURE = Path(__file__).parents[1] / "pictures" / "photo.jpg"
 
 
 def provide_example() -> None:
-    """Copies the picture, whole or not at all, unless one is there; a folder that cannot be written is only logged."""
+    """Copy the picture, unless it exists. It appears complete or not at all. Errors of writing are only logged."""
     target = Path(folder_paths.get_input_directory()) / NAME
     part = target.with_name(f".{NAME}.{os.getpid()}.part")
     try:

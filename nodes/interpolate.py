@@ -1,4 +1,4 @@
-"""Temporal Interpolate: new frames between the frames of any image batch."""
+"""Temporal Interpolate: inserts frames between the frames of an image batch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..microcinema_core.diffusion import NoiseSchedule
 from ..microcinema_core.errors import MicroCinemaError
-from ..microcinema_core.schedule import NoiseSchedule
 from ..microcinema_core.windows import Progress, Windows
 from .display import show_text
 from .prior_patch import APPEARANCE, Appearance
@@ -22,41 +22,43 @@ class WindowGuider(comfy.samplers.CFGGuider):
     """A guider without text: one conditioning, no negative."""
 
     def set_appearance(self, appearance: Appearance) -> None:
+        """Set the conditioning to that of these pictures."""
         self.inner_set_conds({"positive": [[None, {APPEARANCE: appearance}]]})
         self.set_cfg(1.0)
 
 
 class Between:
-    """A batch of windows to the frames between their ends, through the host: its sampler, wrappers, patches, memory."""
+    """Interpolates batches of windows with the host's sampler, wrappers, patches and memory management."""
 
     def __init__(self, model, vae, config):
         self.model, self.vae, self.config = model, vae, config
         self.guider = WindowGuider(model)
 
-    def __call__(self, ends: Tensor, seeds: list[int], steps: int, progress: Progress) -> Tensor:
-        """As core's `windows.Between`: ends (b, 2, 3, h, w) in [0, 1] to frames (b, N − 2, 3, h, w)."""
+    def __call__(self, ends: Tensor, seeds: list[int], steps: int, progress: Progress | None) -> Tensor:
+        """As `windows.Between` of the core: end frames (b, 2, 3, h, w) in [0, 1] to frames (b, N − 2, 3, h, w)."""
         count = self.config.network.frames
         latents = self._encode(ends.flatten(0, 1)).unflatten(0, (-1, 2))
         appearance = Appearance(latents, self.config.lambda_, self.config.gamma)
         shape = (count, *latents.shape[2:])
         noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         self._load(noise.shape)
-        encoded = self.model.model.encode(appearance, self.model.load_device)  # kept for sampling, and for what is lost
+        encoded = self.model.model.encode(appearance, self.model.load_device)  # the model keeps it for the sampling
         self.guider.set_appearance(appearance)
         sampled = self.guider.sample(
             noise, torch.zeros_like(noise), comfy.samplers.KSAMPLER(euler_edm), NoiseSchedule().sigmas_for(steps),
-            callback=lambda step, *_: progress(step + 1, steps), disable_pbar=True, seed=seeds[0],
+            callback=progress and (lambda step, *_: progress(step + 1, steps)), disable_pbar=True, seed=seeds[0],
         ).unflatten(0, (-1, count))  # fmt: skip
         middle = self._decode(sampled[:, 1:-1].flatten(0, 1)).unflatten(0, (-1, count - 2))
-        # What the autoencoder loses of the end frames is known: give it back on the way.
-        lost = ends - self._decode(latents.flatten(0, 1)).unflatten(0, (-1, 2))
+        # The end frames' error of reconstruction by the autoencoder is added to the frames between them.
+        residual = ends - self._decode(latents.flatten(0, 1)).unflatten(0, (-1, 2))
         self._load(noise.shape)
+        network = self.model.model.diffusion_model
         with torch.no_grad():
-            lost = self.model.model.diffusion_model.carry(encoded, lost.to(self.model.load_device), count)
-        return (middle + lost[:, 1:-1].cpu()).clamp(0, 1)
+            residual = network.interpolate_pictures(encoded, residual.to(self.model.load_device), count)
+        return (middle + residual[:, 1:-1].cpu()).clamp(0, 1)
 
     def _load(self, shape) -> None:
-        """The network on its device, with its patches: the VAE may have pushed it away since."""
+        """Load the network with its patches to its device, from which the VAE may have displaced it."""
         required = self.model.memory_required(list(shape))
         comfy.model_management.load_models_gpu([self.model], memory_required=required)
 
@@ -70,8 +72,11 @@ class Between:
 
 
 class Interpolate(io.ComfyNode):
+    """The node Temporal Interpolate."""
+
     @classmethod
     def define_schema(cls):
+        """The description of the node, its inputs and its outputs."""
         return schema(
             node_id="MicroCinemaInterpolate",
             display_name="Temporal Interpolate",
@@ -104,8 +109,10 @@ class Interpolate(io.ComfyNode):
     @classmethod
     @in_range
     def execute(cls, model, vae, images, passes, steps, seed, loop, fps):
+        """Interpolate the images; returns them, the new frames per second and the number of frames. Raises
+        MicroCinemaError for inputs that do not fit together."""
         config = require(model, "ends")
-        frames = check_images(images, least=2).cpu()
+        frames = check_images(images, minimum=2).cpu()
         cls._check_vae(vae, config)
         if model.model_options.get("context_handler"):
             raise MicroCinemaError("Temporal Interpolate cuts windows itself: take Context Windows out of its MODEL.")
@@ -118,16 +125,16 @@ class Interpolate(io.ComfyNode):
             out_of_memory=comfy.model_management.OOM_EXCEPTION,
         )  # fmt: skip
         inserted = (config.network.frames - 1) ** passes
-        made = torch.empty((len(frames) - 1) * inserted + 1, *frames.shape[1:])
+        result = torch.empty((len(frames) - 1) * inserted + 1, *frames.shape[1:])
         for index, frame in enumerate(windows.interpolated(frames.movedim(-1, 1), len(frames), passes, seed)):
-            made[index] = frame.movedim(0, -1)
-        made = made[: len(made) - loop]
-        return io.NodeOutput(made, fps * inserted, len(made))
+            result[index] = frame.movedim(0, -1)
+        result = result[: len(result) - loop]
+        return io.NodeOutput(result, fps * inserted, len(result))
 
     @staticmethod
     def _check_vae(vae, config) -> None:
-        found, wanted = vae.latent_channels, config.autoencoder.latent_channels
-        if found != wanted:
+        actual, expected = vae.latent_channels, config.autoencoder.latent_channels
+        if actual != expected:
             raise MicroCinemaError(
-                f"The VAE has {found} latent channels, the model {wanted}: wire the VAE that belongs to it."
+                f"The VAE has {actual} latent channels, the model {expected}: wire the VAE that belongs to it."
             )

@@ -1,4 +1,4 @@
-"""MicroCinema Loader: a model file as native MODEL, CLIP and VAE."""
+"""MicroCinema Loader: loads a model file as the host's MODEL, CLIP and VAE."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..microcinema_core.header import bundled_models, read_config
 from .native import load_clip, load_model, load_vae
 from .schema import schema
 
-FOLDERS = ("microcinema", "diffusion_models", "checkpoints")  # the last two: also where the host saves models to
+FOLDERS = ("microcinema", "diffusion_models", "checkpoints")  # the host's nodes save models to the last two
 BUNDLED = " (bundled)"
 DTYPES = {
     "default": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
@@ -25,7 +25,7 @@ folder_paths.add_model_folder_path("microcinema", os.path.join(folder_paths.mode
 
 
 def model_files() -> dict[str, str]:
-    """The files whose header says they are ours, by the name a person sees; the bundled ones first."""
+    """The model files that have MicroCinema's header, by the name in the menu; the bundled ones come first."""
     files = {name + BUNDLED: str(path) for name, path in bundled_models().items()}
     for folder in FOLDERS:
         for name in folder_paths.get_filename_list(folder):
@@ -39,7 +39,7 @@ def model_files() -> dict[str, str]:
 
 @lru_cache(maxsize=10_000)
 def _is_ours(path: str, changed: int) -> bool:
-    """Whether the header of the file, last changed at that time, says that it is MicroCinema's."""
+    """Whether a file has MicroCinema's header. `changed`, its time of modification, is a part of the cache's key."""
     try:
         read_config(path)
     except MicroCinemaError:
@@ -48,8 +48,11 @@ def _is_ours(path: str, changed: int) -> bool:
 
 
 class Loader(io.ComfyNode):
+    """The node MicroCinema Loader."""
+
     @classmethod
     def define_schema(cls):
+        """The description of the node, its inputs and its outputs."""
         return schema(
             node_id="MicroCinemaLoader",
             display_name="MicroCinema Loader",
@@ -79,6 +82,7 @@ class Loader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name, weight_dtype):
+        """Load the model. An output whose part the file does not contain raises an error where it is used."""
         path = model_files().get(model_name)
         if path is None:
             raise MicroCinemaError(f"The model '{model_name}' is gone: reload the page and choose another.")

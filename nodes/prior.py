@@ -1,4 +1,4 @@
-"""Appearance Noise Prior Latent: a picture as condition and as the mean of the noise."""
+"""Appearance Noise Prior Latent: makes a picture the condition of a clip and the mean of its noise."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ from .schema import check_encoded, check_images, in_range, require, schema
 
 
 class Noise:
-    """NOISE for SamplerCustomAdvanced, of a seed. Plain: the MODEL gives every run its prior."""
+    """NOISE for SamplerCustomAdvanced: Gaussian noise of a seed. It has no mean, which the MODEL adds in every run."""
 
     def __init__(self, seed: int):
         self.seed = seed
 
     def generate_noise(self, latent):
+        """Noise in the shape of a LATENT's samples."""
         return torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(self.seed))
 
 
 class PriorLatent(io.ComfyNode):
+    """The node Appearance Noise Prior Latent."""
+
     @classmethod
     def define_schema(cls):
+        """The description of the node, its inputs and its outputs."""
         return schema(
             node_id="MicroCinemaPriorLatent",
             display_name="Appearance Noise Prior Latent",
@@ -78,6 +82,8 @@ class PriorLatent(io.ComfyNode):
     @classmethod
     @in_range
     def execute(cls, model, positive, negative, vae, image, width, height, frames, lambda_, gamma, noise_seed):
+        """Encode the picture; returns both conditionings with it, an empty latent and the noise. Raises
+        MicroCinemaError for inputs that do not fit together."""
         config = require(model, "centre")
         factor = config.autoencoder.factor
         picture = check_images(image)[0].movedim(-1, 0)
@@ -100,7 +106,8 @@ class PriorLatent(io.ComfyNode):
 
 
 def _size(picture: torch.Tensor, width: int, height: int, factor: int) -> tuple[int, int]:
-    """The clip's width and height; 0 comes from the picture (3, H, W)."""
+    """The width and height of the clip. A side of 0 follows from the aspect ratio of the picture (3, H, W). Raises
+    MicroCinemaError for sides that are no multiples of `factor`."""
     if not width and not height:
         return size_from(picture, factor)
     rows, columns = picture.shape[1:]

@@ -1,7 +1,7 @@
-"""The Appearance Noise Prior inside a run of the host: a wrapper on the MODEL, the one place that shifts the noise.
+"""The Appearance Noise Prior in the host's sampling: a wrapper on the MODEL, the only place that shifts the noise.
 
-It imports no network. Whatever sampler, NOISE and nodes in between a person wires, the noise that reaches the sampler
-is plain, and here it gets its mean, exactly once.
+Whatever sampler, NOISE and other nodes the user connects, the noise that reaches the sampler has no mean. The wrapper
+adds the mean exactly once. This module imports no network.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from torch import Tensor
 from ..microcinema_core.errors import MicroCinemaError
 from ..microcinema_core.prior import prior_mean
 
-APPEARANCE = "microcinema_appearance"  # the key of a conditioning's Appearance, and of the wrapper
+APPEARANCE = "microcinema_appearance"  # the key of the Appearance in a conditioning, and of the wrapper
 
 
 @dataclass(frozen=True, eq=False)
 class Appearance:
-    """What a conditioning carries: the pictures' latents (clips, k, C, h, w), as the VAE gives them, and the prior."""
+    """The pictures of a conditioning: their latents (clips, k, C, h, w), as the VAE encodes them, and the strengths of
+    the prior."""
 
     latents: Tensor
     lambda_: float = 0.0
@@ -27,35 +28,38 @@ class Appearance:
 
     @property
     def clips(self) -> int:
+        """The number of clips that the pictures belong to."""
         return self.latents.shape[0]
 
 
 def check_size(appearance: Appearance, noise: Tensor) -> None:
-    """The pictures' latents (clips, k, C, h, w) and the clips' (clips · frames, C, h, w) are of one size."""
+    """Raise MicroCinemaError unless the pictures' latents and the noise (clips · frames, C, h, w) are of one size."""
     if appearance.latents.shape[2:] != noise.shape[1:]:
-        given, found = ("×".join(map(str, size)) for size in (appearance.latents.shape[2:], noise.shape[1:]))
+        pictures, clips = ("×".join(map(str, size)) for size in (appearance.latents.shape[2:], noise.shape[1:]))
         raise MicroCinemaError(
-            f"The picture's latents are {given} (channels, height, width), those to sample are {found}: take the "
+            f"The picture's latents are {pictures} (channels, height, width), those to sample are {clips}: take the "
             "latent from the same Appearance Noise Prior Latent."
         )
 
 
 def sample_with_prior(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
-    """OUTER_SAMPLE wrapper of our models: ε → ε + (λ+γ)·[z^c,…], and a sentence where a run would be in vain.
+    """The OUTER_SAMPLE wrapper of our models: replaces the noise ε by ε + (λ+γ)·[z^c,…] and runs the sampler.
 
-    Noise that is all zero belongs to a second stage, which goes on with what the first one left, and stays zero; but
-    at σ_max nothing was sampled before: the noise was put into the latent by a node (AddNoise), and μ joins it there.
-    Below σ_max (denoise < 1) new noise has its share of μ too, as it had in training.
+    Noise that is zero is not shifted, because it belongs to a second stage, which continues the first one. At σ_max,
+    however, nothing was sampled before: a node (AddNoise) has added the noise to the latent, and the mean is added
+    here. Below σ_max (denoise < 1) new noise has its part of the mean as well, as in training.
+
+    Raises MicroCinemaError for context windows over another dimension than frames, and for a result with NaN.
     """
     guider = executor.class_obj
     model = guider.model_patcher.model
-    along = getattr(guider.model_options.get("context_handler"), "dim", 0)
-    if along:
-        raise MicroCinemaError(f"The context windows cut dimension {along}, frames are dimension 0: set dim to 0.")
+    dim = getattr(guider.model_options.get("context_handler"), "dim", 0)
+    if dim:
+        raise MicroCinemaError(f"The context windows cut dimension {dim}, frames are dimension 0: set dim to 0.")
     conds = [cond for conds in (guider.conds.get("positive", []), *guider.conds.values()) for cond in conds]
     appearance = next((cond[APPEARANCE] for cond in conds if APPEARANCE in cond), None)
-    fresh = bool(noise.any()) or _starts_at_the_top(model, sigmas)
-    if appearance is not None and fresh:
+    is_first_stage = bool(noise.any()) or _starts_at_sigma_max(model, sigmas)
+    if appearance is not None and is_first_stage:
         noise = shifted(noise, model.process_latent_in(appearance.latents), appearance)
     samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     if not torch.isfinite(samples).all():
@@ -67,12 +71,12 @@ def sample_with_prior(executor, noise, latent_image, sampler, sigmas, *args, **k
     return samples
 
 
-def _starts_at_the_top(model, sigmas: Tensor) -> bool:
+def _starts_at_sigma_max(model, sigmas: Tensor) -> bool:
     return len(sigmas) > 0 and float(sigmas[0]) >= 0.999 * float(model.model_sampling.sigma_max)
 
 
 def shifted(noise: Tensor, latents: Tensor, appearance: Appearance) -> Tensor:
-    """Noise (clips · frames, C, h, w) + μ, for latents (clips, k, C, h, w) scaled for the model."""
+    """The noise (clips · frames, C, h, w) plus μ = (λ+γ)·z^c of latents (clips, k, C, h, w) scaled for the model."""
     check_size(appearance, noise)
     frames = noise.shape[0] // appearance.clips
     return noise + prior_mean(latents.to(noise), frames, appearance.lambda_ + appearance.gamma).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""ANP Euler Sampler: the paper's EulerEDM on the host's own guider."""
+"""ANP Euler Sampler: the paper's EulerEDM with the host's guider."""
 
 from __future__ import annotations
 
@@ -11,42 +11,39 @@ import torch
 from comfy_api.latest import io
 from tqdm import tqdm
 
+from ..microcinema_core.diffusion import NoiseSchedule
 from ..microcinema_core.errors import MicroCinemaError
 from ..microcinema_core.prior import prior_mean
-from ..microcinema_core.samplers import sample_euler_edm
-from ..microcinema_core.schedule import NoiseSchedule
+from ..microcinema_core.samplers import sample_euler
 from .display import show_text
 from .prior_patch import APPEARANCE
 from .schema import check_latent, check_text, in_range, require, schema
 
 
 def euler_edm(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
-    """The core's sampler under the signature of the host's, with its bar on the console and its callback."""
-    ones, current = x.new_ones(x.shape[0]), x
+    """The core's sampler with the signature of the host's samplers, and with their progress bar and callback."""
+    ones = x.new_ones(x.shape[0])
     with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
 
-        def denoise(x, sigma):
-            nonlocal current
-            current = x
-            return model(x, sigma * ones, **(extra_args or {}))
-
-        def report(i, denoised):
+        def report(step):
             bar.update()
             if callback:
-                sigma = sigmas[i]
-                callback({"i": i, "denoised": denoised, "x": current, "sigma": sigma, "sigma_hat": sigma})
+                callback(step)
 
-        return sample_euler_edm(denoise, x, sigmas, report, **options)
+        return sample_euler(lambda x, sigma: model(x, sigma * ones, **(extra_args or {})), x, sigmas, report, **options)
 
 
 def paper_sigmas(steps: int, denoise: float = 1.0) -> torch.Tensor:
-    """(steps + 1,), the paper's spacing; with denoise below 1 the end of a longer run, as the host's samplers take."""
+    """The sigmas (steps + 1,) of the paper; with denoise below 1 the last ones of a longer run, as in the host."""
     return NoiseSchedule().sigmas_for(max(steps, round(steps / denoise)))[-(steps + 1) :]
 
 
 class EulerSampler(io.ComfyNode):
+    """The node ANP Euler Sampler."""
+
     @classmethod
     def define_schema(cls):
+        """The description of the node, its inputs and its outputs."""
         return schema(
             node_id="MicroCinemaEulerSampler",
             display_name="ANP Euler Sampler",
@@ -94,19 +91,22 @@ class EulerSampler(io.ComfyNode):
     @classmethod
     @in_range
     def execute(cls, model, positive, negative, latent, seed, steps, cfg, s_churn, s_tmin, s_tmax, denoise):
+        """Sample a clip; returns the LATENT and the sigmas. Raises MicroCinemaError for inputs that do not fit
+        together."""
         config = require(model, "centre")
         steps, cfg = steps or config.steps, cfg or config.cfg
         show_text(f"{steps} step{'s' * (steps > 1)}, cfg {cfg:g}")
         samples = check_latent(latent, model.get_model_object("latent_format").latent_channels)
         check_text([*positive, *negative], config)
-        carried = [options[APPEARANCE] for _, options in positive if APPEARANCE in options]
-        if not carried:
+        appearances = [options[APPEARANCE] for _, options in positive if APPEARANCE in options]
+        if not appearances:
             raise MicroCinemaError(
                 "The conditioning carries no picture: pass it through Appearance Noise Prior Latent first."
             )
         device = comfy.model_management.get_torch_device()
-        latents = model.model.process_latent_in(carried[0].latents).to(device, torch.float32)
-        mean = prior_mean(latents, samples.shape[0], carried[0].lambda_ + carried[0].gamma)[0]
+        appearance = appearances[0]
+        latents = model.model.process_latent_in(appearance.latents).to(device, torch.float32)
+        mean = prior_mean(latents, samples.shape[0], appearance.lambda_ + appearance.gamma)[0]
         generator = torch.Generator().manual_seed(seed)
         options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "mean": mean, "generator": generator}
         sigmas = paper_sigmas(steps, denoise)

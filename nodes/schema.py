@@ -1,9 +1,10 @@
-"""What all nodes share: a schema that older hosts can read, and the checks on what a person wires."""
+"""Helpers of all nodes: schemas that older hosts accept, and checks of the inputs."""
 
 from __future__ import annotations
 
 from functools import wraps
 from inspect import signature
+from typing import Any
 
 import torch
 from comfy_api.latest import io
@@ -15,48 +16,52 @@ CATEGORY = "MicroCinema"
 
 
 def schema(**fields) -> io.Schema:
-    """io.Schema without the fields that this host does not know yet; an unknown one would drop the whole pack."""
-    known = io.Schema.__dataclass_fields__
-    return io.Schema(category=CATEGORY, **{key: value for key, value in fields.items() if key in known})
+    """io.Schema without the fields that an older host lacks, where they would prevent the whole pack from loading."""
+    supported = io.Schema.__dataclass_fields__
+    return io.Schema(category=CATEGORY, **{key: value for key, value in fields.items() if key in supported})
 
 
-def advanced(made: io.Input) -> io.Input:
-    """The input, shown on request only by hosts that can; older ones know neither the keyword nor `extra_dict`."""
-    made.extra_dict["advanced"] = True
-    return made
+def advanced(widget: io.Input) -> io.Input:
+    """Mark an input as advanced, which newer hosts hide by default. Older ones have no keyword for it."""
+    widget.extra_dict["advanced"] = True
+    return widget
 
 
 def in_range(execute):
-    """`execute` of a node that first holds what it is given to its schema: a link carries numbers past the widgets'
-    ranges, choices that the widget does not offer, and nothing at all."""
+    """Decorator for a node's `execute`: raises MicroCinemaError for values that its schema does not allow.
+
+    The host checks only the values of widgets. A link may pass a number outside of the range, a choice that does not
+    exist, or None.
+    """
 
     @wraps(execute)
     def checked(cls, *arguments, **named):
-        given = signature(execute).bind(cls, *arguments, **named).arguments
-        for wanted in cls.define_schema().inputs:
-            _check_input(wanted, given.get(wanted.id))
+        values = signature(execute).bind(cls, *arguments, **named).arguments
+        for declared in cls.define_schema().inputs:
+            _check_input(declared, values.get(declared.id))
         return execute(cls, *arguments, **named)
 
     return checked
 
 
-def _check_input(wanted: io.Input, value) -> None:
+def _check_input(declared: io.Input, value) -> None:
     if value is None:
-        if wanted.optional:
+        if declared.optional:
             return
-        raise MicroCinemaError(f"The input '{wanted.id}' is empty: the node that is wired to it gave nothing.")
-    least, most = getattr(wanted, "min", None), getattr(wanted, "max", None)
-    if least is not None and most is not None and not least <= value <= most:  # NaN is never
+        raise MicroCinemaError(f"The input '{declared.id}' is empty: the node that is wired to it gave nothing.")
+    minimum, maximum = getattr(declared, "min", None), getattr(declared, "max", None)
+    if minimum is not None and maximum is not None and not minimum <= value <= maximum:  # also for NaN
         raise MicroCinemaError(
-            f"The input '{wanted.id}' is {str(value)[:40]}: give a number from {least:.12g} to {most:.12g}."
+            f"The input '{declared.id}' is {str(value)[:40]}: give a number from {minimum:.12g} to {maximum:.12g}."
         )
-    options = getattr(wanted, "options", None)
-    if isinstance(wanted, io.Combo.Input) and options and value not in options:
-        raise MicroCinemaError(f"The input '{wanted.id}' is {value!r}: give one of {', '.join(map(str, options))}.")
+    options = getattr(declared, "options", None)
+    if isinstance(declared, io.Combo.Input) and options and value not in options:
+        raise MicroCinemaError(f"The input '{declared.id}' is {value!r}: give one of {', '.join(map(str, options))}.")
 
 
 def require(model, condition: str) -> ModelConfig:
-    """The configuration of a MODEL of ours that animates ("centre") or interpolates ("ends")."""
+    """The configuration of a MODEL. Raises MicroCinemaError unless it is one of ours and is conditioned as `condition`
+    says: on its "centre" frame to animate, on both "ends" to interpolate."""
     config = getattr(model.model, "microcinema", None)
     kinds = {"centre": "animates pictures (demo-base)", "ends": "interpolates (demo-interpolation)"}
     if config is None:
@@ -68,7 +73,7 @@ def require(model, condition: str) -> ModelConfig:
 
 
 def check_encoded(latents: torch.Tensor, config: ModelConfig) -> None:
-    """Refuse what another model's VAE has made of a picture."""
+    """Raise MicroCinemaError for latents of another model's VAE."""
     if latents.ndim != 4 or latents.shape[1] != config.autoencoder.latent_channels:
         raise MicroCinemaError(
             f"The VAE gives latents of shape {tuple(latents.shape)}, the model takes "
@@ -77,8 +82,9 @@ def check_encoded(latents: torch.Tensor, config: ModelConfig) -> None:
 
 
 def check_latent(latent: dict, channels: int) -> torch.Tensor:
-    """The samples of a LATENT for a model of ours, (frames, channels, h, w), or a sentence on what is wrong with it."""
-    samples, mask = latent.get("samples"), latent.get("noise_mask")
+    """The samples (frames, channels, h, w) of a LATENT. Raises MicroCinemaError for other shapes."""
+    samples: Any = latent.get("samples")
+    mask = latent.get("noise_mask")
     shape = tuple(getattr(samples, "shape", ()))
     if len(shape) != 4 or shape[1] != channels or 0 in shape:
         raise MicroCinemaError(
@@ -91,7 +97,7 @@ def check_latent(latent: dict, channels: int) -> torch.Tensor:
 
 
 def check_text(conditioning: list, config: ModelConfig) -> None:
-    """Refuse what another model's CLIP has made of a sentence."""
+    """Raise MicroCinemaError for a conditioning of another model's CLIP."""
     for text, _ in conditioning:
         if text.ndim != 3 or 0 in text.shape or config.network.context_dim not in (None, text.shape[-1]):
             raise MicroCinemaError(
@@ -100,15 +106,20 @@ def check_text(conditioning: list, config: ModelConfig) -> None:
             )
 
 
-def check_images(images: torch.Tensor, least: int = 1) -> torch.Tensor:
-    """IMAGE (n, h, w, 3 or 4) as float32 RGB, or a sentence on what is wrong with it. Alpha is dropped."""
+def check_images(images: torch.Tensor, minimum: int = 1) -> torch.Tensor:
+    """An IMAGE (n, h, w, 3 or 4) as float32 RGB (n, h, w, 3); an alpha channel is dropped.
+
+    Raises MicroCinemaError for other shapes, for fewer than `minimum` pictures, and for NaN or infinity.
+    """
     if images.ndim != 4 or images.shape[-1] not in (3, 4):
         raise MicroCinemaError(
             f"The image is of shape {tuple(images.shape)}, pictures are (count, height, width, 3 colours or 4 with "
             "alpha): a mask goes through Convert Mask to Image first."
         )
-    if images.shape[0] < least:
-        some = "is empty: wire at least one picture" if least == 1 else f"has {images.shape[0]} frame(s): wire {least}"
+    if images.shape[0] < minimum:
+        some = (
+            "is empty: wire at least one picture" if minimum == 1 else f"has {images.shape[0]} frame(s): wire {minimum}"
+        )
         raise MicroCinemaError(f"The image batch {some}.")
     if 0 in images.shape:
         raise MicroCinemaError(f"The image is of shape {tuple(images.shape)}, it has no pixels: check the node before.")

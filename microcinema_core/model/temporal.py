@@ -1,35 +1,38 @@
-"""The layers in which the frames of a clip meet. All end in a zero-initialised layer: at first they change nothing.
+"""The layers that mix the frames of a clip. All end in a zero-initialised layer, so that they start as the identity.
 
-Rows are frames folded into the batch, (clips · frames, C, h, w). In channels_last that memory is
-(clips, frames, h·w, C), and so is a channels_last picture (clips, C, frames, h·w): one view, no copy, makes the time
-axis a picture's height.
+Rows are frames folded into the batch, (clips · frames, C, h, w). In channels_last the memory layout is
+(clips, frames, h·w, C), which is also that of a channels_last picture (clips, C, frames, h·w): a view without a copy
+turns the time axis into the height of a picture.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from .layers import TransformerBlock, sinusoids, zero
 
 
-def as_sheet(x: Tensor, frames: int) -> Tensor:
+def to_time_axis(x: Tensor, frames: int) -> Tensor:
     """(clips · frames, C, h, w) to (clips, C, frames, h·w)."""
-    # Cells first: flattened last, a single clip's stride would hide from the layers that this is channels_last.
+    # The cells are flattened first; in the other order the strides of a single clip are not those of channels_last.
     return x.flatten(2).unflatten(0, (-1, frames)).transpose(1, 2)
 
 
-def from_sheet(sheet: Tensor, size: tuple[int, int]) -> Tensor:
-    """The inverse of as_sheet."""
-    return sheet.transpose(1, 2).flatten(0, 1).unflatten(2, size)
+def from_time_axis(clips: Tensor, size: torch.Size) -> Tensor:
+    """The inverse of to_time_axis, for frames of the size (h, w)."""
+    return clips.transpose(1, 2).flatten(0, 1).unflatten(2, size)
 
 
 class TemporalConv(nn.Module):
-    """x + conv(silu(norm(x))), the convolution over three frames, the norm's statistics over all of them.
+    """x + conv(silu(norm(x))): the convolution covers three frames, the statistics of the norm all frames of the clip.
 
-    With depth n, n such convolutions follow one another inside the one residual; only the last starts at zero.
+    With depth n, the residual branch has n such convolutions, of which only the last starts at zero.
     """
 
-    def __init__(self, channels, groups, depth=1, *, operations=nn, dtype=None, device=None):
+    def __init__(self, channels, groups, depth=1, *, operations: Any = nn, dtype=None, device=None):
         super().__init__()
         kw = {"dtype": dtype, "device": device}
         self.layers = nn.ModuleList(
@@ -43,49 +46,53 @@ class TemporalConv(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """What remains to be done once the layers inside have drawn their own first weights."""
-        zero(self.layers[-1][2])
+        """Set the last convolution to zero. To be called after the inner layers' own reset_parameters."""
+        last = self.layers[-1]
+        assert isinstance(last, nn.Sequential)
+        zero(last[2])
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        h = as_sheet(x, frames)
+        """x (clips · frames, C, h, w) to the same shape."""
+        h = to_time_axis(x, frames)
         for layer in self.layers:
             h = layer(h)
-        return x + from_sheet(h, x.shape[2:])
+        return x + from_time_axis(h, x.shape[2:])
 
 
 class TemporalTransformer(nn.Module):
-    """Each cell attends to itself in the other frames of its clip. Positions are frames from the clip's middle, so a
-    clip of another length keeps the centre frame at the position it was trained at, and a context window its place in
-    the clip.
+    """Attention between the frames of a clip, for each cell on its own.
 
-    Two attentions and no positions make it ModelScope's (and diffusers' TransformerTemporalModel).
+    The position of a frame is its offset from the clip's centre frame. So the centre frame of a clip of any length has
+    the position that it had in training, and the frames of a context window those that they have in the whole clip.
+    With two attentions and no positions it is ModelScope's layer (and diffusers' TransformerTemporalModel).
     """
 
     def __init__(
-        self, channels, heads, groups, attentions=1, positions=True, *, operations=nn, dtype=None, device=None
+        self, channels, heads, groups, attentions=1, positions=True, *, operations: Any = nn, dtype=None, device=None
     ):
         super().__init__()
         kw = {"dtype": dtype, "device": device}
         self.norm = operations.GroupNorm(groups, channels, eps=1e-6, **kw)
         self.positions = positions
         self.proj_in = operations.Linear(channels, channels, **kw)
-        # A cross-attention that is given no context attends to the frames themselves.
+        # A cross-attention without a context attends to the frames themselves.
         second = channels if attentions == 2 else None
         self.block = TransformerBlock(channels, heads, second, operations=operations, **kw)
         self.proj_out = operations.Linear(channels, channels, **kw)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Set the output projection to zero. To be called after the inner layers' own reset_parameters."""
         zero(self.proj_out)
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
-        """x (clips · frames, C, h, w); offsets (frames,): each frame's place, counted from the clip's middle."""
+        """x (clips · frames, C, h, w) to the same shape. offsets (frames,): of the frames from the centre frame."""
         frames = len(offsets)
-        sheet = as_sheet(x, frames)
-        clips, channels, _, cells = sheet.shape
-        tokens = self.norm(sheet).permute(0, 3, 2, 1).reshape(clips * cells, frames, channels)
+        h = to_time_axis(x, frames)
+        clips, channels, _, cells = h.shape
+        tokens = self.norm(h).permute(0, 3, 2, 1).reshape(clips * cells, frames, channels)
         tokens = self.proj_in(tokens)
         if self.positions:
             tokens = tokens + sinusoids(offsets, channels).to(x.dtype)
         tokens = self.proj_out(self.block(tokens)).view(clips, cells, frames, channels)
-        return from_sheet(sheet + tokens.permute(0, 3, 2, 1), x.shape[2:])  # added before it is folded: no second copy
+        return from_time_axis(h + tokens.permute(0, 3, 2, 1), x.shape[2:])  # added as views, without a copy

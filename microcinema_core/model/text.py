@@ -1,11 +1,11 @@
 """The text side: CLIP's text tower (Radford et al. 2021, arXiv 2103.00020) behind a tokenizer.
 
-SD2.1's tower reads CLIP's byte-pair tokens, from `vocab.json` and `merges.txt` where a person has them; the demo model
-has a vocabulary of its own, carried in its configuration.
+SD2.1's tower uses CLIP's byte-pair tokens, which need the user's files `vocab.json` and `merges.txt`. The demo model
+has a vocabulary of its own in its configuration.
 
-The tower is written here and not taken from transformers, whose modules and keys change their names between versions
-and whose import takes longer than a clip. Keys in files, after `cond_stage_model.transformer.`: `embeddings.` with
-`token_embedding` and `position_embedding`; `encoder.layers.N.` with `layer_norm1`, `self_attn.{q,k,v,out}_proj`,
+The tower is implemented here instead of taken from transformers, whose modules and keys change their names between
+versions, and whose import takes longer than a clip. Keys in files, after `cond_stage_model.transformer.`: `embeddings.`
+with `token_embedding` and `position_embedding`; `encoder.layers.N.` with `layer_norm1`, `self_attn.{q,k,v,out}_proj`,
 `layer_norm2` and `mlp.fc1`, `mlp.fc2`; `final_layer_norm`.
 """
 
@@ -16,6 +16,7 @@ import json
 import re
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 
 
 def word_tokenizer(words: list[str]) -> str:
-    """A tokenizer of whole lower-case words, as JSON for TextConfig.tokenizer."""
+    """A tokenizer with a vocabulary of whole words in lower case, as JSON for TextConfig.tokenizer."""
     vocabulary = {word: i for i, word in enumerate([PAD, START, END, UNKNOWN, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -46,49 +47,56 @@ def word_tokenizer(words: list[str]) -> str:
 
 
 class WordTokens:
-    """Prompts to token ids by a vocabulary of whole words; a word outside it is left out."""
+    """Converts prompts to token ids by the configuration's vocabulary of whole words; other words are left out."""
 
     def __init__(self, config: TextConfig):
+        """Raises MicroCinemaError where the configuration's tokenizer is damaged or larger than its vocabulary size."""
+        assert config.tokenizer is not None
         try:
             template = json.loads(config.tokenizer).get("post_processor") or {}
             marks = {part["SpecialToken"]["id"] for part in template.get("single", ()) if "SpecialToken" in part}
-            if unknown := marks - template.get("special_tokens", {}).keys():  # the library would panic
+            if unknown := marks - template.get("special_tokens", {}).keys():  # with these the library would panic
                 raise ValueError(f"no {min(unknown)}")
             self.tokenizer = Tokenizer.from_str(config.tokenizer)
             self.unknown_id = self.tokenizer.token_to_id(UNKNOWN)
             marks, largest = self.tokenizer.encode("").ids, max(self.tokenizer.get_vocab().values())
             if len(marks) != 2 or self.unknown_id in (None, *marks) or largest >= config.vocabulary_size:
                 raise ValueError(f"no {START}, {END} and {UNKNOWN} below {config.vocabulary_size}")
-        except Exception as error:  # the library raises nothing narrower
+        except Exception as error:  # the library raises no narrower type
             raise MicroCinemaError(f"the header's vocabulary is damaged ({error}): fetch the model again") from error
         self.length = config.max_tokens
 
     @property
     def vocabulary(self) -> list[str]:
+        """The words of the vocabulary, sorted."""
         return sorted(set(self.tokenizer.get_vocab()) - {PAD, START, END, UNKNOWN})
 
     def unknown_words(self, prompt: str) -> list[str]:
+        """The words of the prompt that are not in the vocabulary."""
         encoded = self.tokenizer.encode(_unicode(prompt), add_special_tokens=False)
         return [prompt[a:b] for i, (a, b) in zip(encoded.ids, encoded.offsets, strict=True) if i == self.unknown_id]
 
     def __call__(self, prompts: list[str]) -> Tensor:
+        """Token ids (b, max_tokens) of the prompts, padded with 0."""
         encoded = [self.tokenizer.encode(_unicode(prompt)).ids for prompt in prompts]
         return _rows([[i for i in ids if i != self.unknown_id] for ids in encoded], self.length)  # <pad> is 0
 
 
 class ClipTokens:
-    """CLIP's byte-pair tokens, padded with id 0 as SD2.1 was trained; `folder` holds vocab.json and merges.txt."""
+    """Converts prompts to CLIP's byte-pair tokens, padded with id 0 as in the training of SD2.1."""
 
-    vocabulary: list[str] = []
+    vocabulary: list[str] = []  # empty: every word can be encoded
 
     def __init__(self, config: TextConfig, folder: Path):
+        """`folder` contains vocab.json and merges.txt. Raises MicroCinemaError where one is missing or damaged."""
         files = [folder / "vocab.json", folder / "merges.txt"]
         if missing := [str(file) for file in files if not file.exists()]:
             raise MicroCinemaError(f"SD2.1's tokenizer needs {missing[0]}: copy it from {TOKENIZER}")
         try:
-            marks = {"continuing_subword_prefix": "", "end_of_word_suffix": "</w>", "unk_token": CLIP_END}
-            self.tokenizer = Tokenizer(models.BPE.from_file(*map(str, files), **marks))
-        except Exception as error:  # the library raises nothing narrower
+            vocabulary, merges = map(str, files)
+            marks: Any = {"continuing_subword_prefix": "", "end_of_word_suffix": "</w>", "unk_token": CLIP_END}
+            self.tokenizer = Tokenizer(models.BPE.from_file(vocabulary, merges, **marks))
+        except Exception as error:  # the library raises no narrower type
             raise MicroCinemaError(f"CLIP's tokenizer in '{folder}' is damaged ({error}): fetch it again") from error
         start, end = map(self.tokenizer.token_to_id, (CLIP_START, CLIP_END))
         if start is None or end is None:
@@ -107,14 +115,17 @@ class ClipTokens:
         self.length = config.max_tokens
 
     def unknown_words(self, prompt: str) -> list[str]:
+        """Always empty."""
         return []
 
     def __call__(self, prompts: list[str]) -> Tensor:
+        """Token ids (b, max_tokens) of the prompts."""
         return _rows([self.tokenizer.encode(_plain(_unicode(prompt))).ids for prompt in prompts], self.length)
 
 
 def _rows(prompts: list[list[int]], length: int) -> Tensor:
-    """Token ids of every prompt with its start and end mark → (b, length): cut before the end mark, padded with 0."""
+    """Token ids of the prompts, with start and end tokens, as one tensor (b, length). Long prompts are truncated before
+    the end token, short ones padded with 0."""
     rows = torch.zeros(len(prompts), length, dtype=torch.long)
     for row, ids in zip(rows, prompts, strict=True):
         ids = ids if len(ids) <= length else [*ids[: length - 1], ids[-1]]
@@ -123,7 +134,7 @@ def _rows(prompts: list[list[int]], length: int) -> Tensor:
 
 
 def _unicode(prompt: str) -> str:
-    """The prompt, unless it holds halves of characters, which are what Python makes of bytes that are no UTF-8."""
+    """Return the prompt. Raises MicroCinemaError for surrogates, into which Python decodes bytes that are no UTF-8."""
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise MicroCinemaError(f"the prompt {ascii(prompt)} is no valid UTF-8: type it anew")
     return prompt
@@ -133,16 +144,18 @@ _STRAIGHT = str.maketrans("\u02bc\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201
 
 
 def _plain(prompt: str) -> str:
-    """Straight quotes, no HTML entities, no ligatures, no letters of double width: so open_clip cleaned the captions
-    that SD2.1's tower was trained on."""
+    """Replace curly quotes, HTML entities, ligatures and full-width letters, as open_clip cleaned the captions on which
+    SD2.1's tower was trained."""
     prompt = html.unescape(html.unescape(prompt)).translate(_STRAIGHT)
     return re.sub("[\ufb00-\ufb06\uff01-\uff9f]", lambda match: unicodedata.normalize("NFKC", match[0]), prompt)
 
 
 class TextEncoder(nn.Module):
-    """Prompts → token states (b, max_tokens, width), from the layer that TextConfig.skip_last names, normalised."""
+    """Prompts → normalised token states (b, max_tokens, width) of the layer that TextConfig.skip_last selects."""
 
     def __init__(self, config: TextConfig, tokenizer_folder: Path | None = None):
+        """`tokenizer_folder` as in ClipTokens, for a configuration without a tokenizer of its own. Raises
+        MicroCinemaError where it is missing."""
         super().__init__()
         self.config = config
         if config.tokenizer is not None:
@@ -161,12 +174,12 @@ class TextEncoder(nn.Module):
         return self.transformer(token_ids.to(self.transformer.final_layer_norm.weight.device))
 
     def encode(self, prompts: list[str]) -> Tensor:
+        """Tokenize and encode prompts: (b, max_tokens, width)."""
         return self(self.tokenizer(prompts))
 
 
 class ClipText(nn.Module):
-    """CLIP's text transformer: token ids (b, t) → states (b, t, width) after the final norm, each of what stands up to
-    it. Layers that TextConfig.skip_last leaves out at the end are not built."""
+    """CLIP's text transformer, with causal attention. The layers that TextConfig.skip_last leaves out are not built."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -178,12 +191,18 @@ class ClipText(nn.Module):
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList(_Layer(config, layers) for _ in range(layers))})
         self.final_layer_norm = nn.LayerNorm(config.width)
         for embedding in self.embeddings.values():
-            _draw(embedding.weight, 0.02)
+            _draw(_embedding(embedding).weight, 0.02)
+
+    @property
+    def token_embedding(self) -> nn.Embedding:
+        """The embedding of the token ids."""
+        return _embedding(self.embeddings["token_embedding"])
 
     def forward(self, token_ids: Tensor) -> Tensor:
-        positions = self.embeddings["position_embedding"].weight[: token_ids.shape[1]]
-        states = self.embeddings["token_embedding"](token_ids) + positions
-        for layer in self.encoder["layers"]:
+        """Token ids (b, t) to states (b, t, width) after the final norm."""
+        positions = _embedding(self.embeddings["position_embedding"]).weight[: token_ids.shape[1]]
+        states = self.token_embedding(token_ids) + positions
+        for layer in self.encoder["layers"].children():
             states = layer(states)
         return self.final_layer_norm(states)
 
@@ -196,9 +215,10 @@ class _Layer(nn.Module):
         self.self_attn = nn.ModuleDict({f"{name}_proj": nn.Linear(width, width) for name in ("q", "k", "v", "out")})
         self.layer_norm2 = nn.LayerNorm(width)
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, 4 * width), "fc2": nn.Linear(4 * width, width)})
-        deep = (2 * layers) ** -0.5  # what is added up over the layers starts smaller
+        deep = (2 * layers) ** -0.5  # the residual branches start smaller in a deeper tower
         linears = (*self.self_attn.values(), *self.mlp.values())
         for linear, scale in zip(linears, (deep, deep, deep, 1, 0.5**0.5, deep), strict=True):
+            assert isinstance(linear, nn.Linear)
             _draw(linear.weight, scale * width**-0.5)
             nn.init.zeros_(linear.bias)
 
@@ -210,7 +230,12 @@ class _Layer(nn.Module):
         return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.layer_norm2(x))))
 
 
+def _embedding(module: nn.Module) -> nn.Embedding:
+    assert isinstance(module, nn.Embedding)
+    return module
+
+
 def _draw(weight: Tensor, std: float) -> None:
-    """CLIP's first weights; without memory there are none to draw, and torch would load its compiler to do so."""
+    """Draw CLIP's initial weights. Not on the meta device, where torch would load its compiler to do nothing."""
     if not weight.is_meta:
         nn.init.normal_(weight, std=std)

@@ -1,1 +1,1 @@
-"""Training and evaluation: scenes drawn by the program, the paper's objective, and figures that can be checked."""
+"""Training of the models of this package: settings, the training loop, processes, the paper's objective."""

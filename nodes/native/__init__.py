@@ -1,4 +1,4 @@
-"""A model file as the host's own objects: MODEL, CLIP and VAE that its samplers, loaders and memory manager know."""
+"""Loads a model file as the host's own objects: MODEL, CLIP and VAE."""
 
 from .model import load_model
 from .text import load_clip

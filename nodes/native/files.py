@@ -1,4 +1,4 @@
-"""What all parts of a model file share: its tensors, every key accounted for, and what stands for a part it lacks."""
+"""The tensors of a part of a model file, checked, and a placeholder for a part that the file lacks."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
-from ...microcinema_core.checkpoint import complete
+from ...microcinema_core.checkpoint import read_config, translated
 from ...microcinema_core.errors import MicroCinemaError
 
-# Building a module draws its first weights, which the file's replace: the host's random state is left as it was.
+# Decorator that restores the host's random state: building a module draws initial weights, which the file's replace.
 fork_rng = torch.random.fork_rng(devices=[])
 
 
 def part_of(path, prefix: str) -> dict[str, Tensor]:
-    """The file's tensors under `prefix`, by their names behind it."""
-    tensors = complete(comfy.utils.load_torch_file(str(path), safe_load=True))
+    """The tensors of a file whose keys start with `prefix`, by the rest of the key."""
+    tensors = translated(read_config(path), comfy.utils.load_torch_file(str(path), safe_load=True))
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def check_keys(path, tensors: dict[str, Tensor], module: nn.Module) -> None:
-    """Every key accounted for, of the right shape; the host itself only logs what is missing."""
+    """Raise MicroCinemaError for a tensor that is missing, unknown or of another shape; the host would only log it."""
     expected = {key: value.shape for key, value in module.state_dict().items()}
-    wrong = sorted(
+    mismatches = sorted(
         key for key in expected.keys() | tensors.keys()
         if key not in tensors or tensors[key].shape != expected.get(key)
     )  # fmt: skip
-    if wrong:
-        raise MicroCinemaError(f"'{path}' does not hold what its header says ('{wrong[0]}'): fetch it again")
+    if mismatches:
+        raise MicroCinemaError(f"'{path}' does not hold what its header says ('{mismatches[0]}'): fetch it again")
 
 
 class Absent:
-    """Stands for a part that the file does not hold; whoever uses it is told where to get one."""
+    """A placeholder for a part that the file does not contain. Every use raises AbsentPart, with `message`."""
 
-    _message = ""  # of a copy in the making
+    _message = ""  # for copy.copy, which accesses attributes before it sets them
 
     def __init__(self, message: str):
         self._message = message
@@ -43,4 +43,4 @@ class Absent:
 
 
 class AbsentPart(MicroCinemaError, AttributeError):
-    """Also an AttributeError, for the host looks into all outputs with getattr and hasattr."""
+    """Also an AttributeError, because the host calls getattr and hasattr on all outputs."""

@@ -1,4 +1,4 @@
-"""A file's network as the host's MODEL: its samplers, LoRAs, ControlNets, patches and memory manager work on it."""
+"""Loads a file's network as the host's MODEL, with support for samplers, LoRAs, ControlNets, patches, low memory."""
 
 from __future__ import annotations
 
@@ -14,36 +14,41 @@ import comfy.supported_models_base
 import comfy.utils
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from torch import nn
 
 from ...microcinema_core.checkpoint import NETWORK, config_tensor, read_config
 from ...microcinema_core.config import ModelConfig
 from ...microcinema_core.errors import MicroCinemaError
-from ...microcinema_core.model import Condition, MicroCinemaUNet
+from ...microcinema_core.model import Condition, build, network_class
 from ..patches import HostPatches
 from ..prior_patch import APPEARANCE, Appearance, check_size, sample_with_prior
 from .files import check_keys, fork_rng, part_of
 from .vae import load_autoencoder, set_preview
 
 
-class Network(MicroCinemaUNet):
-    """The core's network under the call the host makes: text comes once per frame, controls by place, a context window
-    brings some of a clip's frames only, and other nodes have put wrappers and patches into `transformer_options`."""
+class HostCall(nn.Module):
+    """A mixin before a network of the core in the order of bases, which converts the arguments of the host's calls.
 
-    def __init__(self, config, *, operations, dtype=None, device=None, **described):
+    The host repeats the text for every frame, calls with a part of the clip's frames for a context window, and stores
+    other nodes' wrappers and patches in `transformer_options`.
+    """
+
+    def __init__(self, config, *, operations, dtype=None, device=None, **description):
         super().__init__(config, operations=operations, dtype=dtype, device=device)
         self.dtype = dtype
 
     def forward(self, x, timesteps, context=None, control=None, transformer_options=None, **kwargs):
+        """Called by the host: x (b·t, C, h, w) to the raw output of the same shape, through other nodes' wrappers."""
         options = {} if transformer_options is None else transformer_options
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
         executor = WrapperExecutor.new_class_executor(self._forward, self, wrappers)
         return executor.execute(x, timesteps, context, control, options, **kwargs)
 
     def _forward(self, x, timesteps, context, control, options, *, condition, clip_frames, **unused):
-        places, frames, offsets = _window(options), clip_frames, None
-        if places is not None:
-            frames = len(places)
-            offsets = torch.tensor(places, device=x.device, dtype=torch.float32) - clip_frames // 2
+        indices, frames, offsets = _window(options), clip_frames, None
+        if indices is not None:
+            frames = len(indices)
+            offsets = torch.tensor(indices, device=x.device, dtype=torch.float32) - clip_frames // 2
         if context is not None:
             context = context[::frames]
         patches = HostPatches(options, x)
@@ -56,16 +61,16 @@ class Network(MicroCinemaUNet):
 
 
 def _window(options: dict) -> list[int] | None:
-    """Which frames of the clip a call of the network brings, where not all."""
+    """The indices of the clip's frames in a context window; None for the whole clip."""
     window = options.get("context_window")
     if window is None:
         return None
-    anchor = getattr(window, "causal_anchor_index", None)  # a frame before the window that newer hosts show and drop
+    anchor = getattr(window, "causal_anchor_index", None)  # newer hosts add a frame before the window and drop it later
     return [*([] if anchor is None else [anchor]), *window.index_list]
 
 
 class Config(comfy.supported_models_base.BASE):
-    """What the host asks of a family of models, answered from the file's header."""
+    """The host's description of a family of models, from the configuration in the file's header."""
 
     unet_extra_config = {}
     memory_usage_factor = 2.0
@@ -76,7 +81,7 @@ class Config(comfy.supported_models_base.BASE):
         depth = [int(level in network.attention_levels) for level in range(len(levels))]
         super().__init__({
             "config": network,
-            # The rest describes the spatial network as the host does SD2.1's: for the key names of LoRAs, and FreeU.
+            # The rest describes the spatial network as the host describes SD2.1's, for FreeU and the keys of LoRAs.
             "model_channels": network.model_channels,
             "num_res_blocks": [blocks] * len(levels), "channel_mult": list(levels), "transformer_depth_middle": 1,
             "transformer_depth": [d for d in depth for _ in range(blocks)],
@@ -88,43 +93,54 @@ class Config(comfy.supported_models_base.BASE):
         self.supported_inference_dtypes = [getattr(torch, name) for name in config.dtypes]
 
     def get_model(self, state_dict, prefix="", device=None):
+        """The host's model for this configuration, without the file's weights."""
         kinds = comfy.model_base.ModelType
         return Model(self, {"eps": kinds.EPS, "v": kinds.V_PREDICTION}[self.microcinema.parameterization], device)
 
-    # For the host's ModelSave and CheckpointSave, whose files have no header of ours.
+    # For the host's ModelSave and CheckpointSave, whose files do not have our header.
 
     def process_unet_state_dict_for_saving(self, state_dict):
+        """Tensors of the network by the keys of a file, with the configuration as a tensor."""
         return super().process_unet_state_dict_for_saving(state_dict) | config_tensor(self.microcinema)
 
     def process_clip_state_dict_for_saving(self, state_dict):
-        own = {key.removeprefix("text."): value for key, value in state_dict.items()}
-        return super().process_clip_state_dict_for_saving(own)
+        """Tensors of the text encoder by the keys of a file."""
+        state_dict = {key.removeprefix("text."): value for key, value in state_dict.items()}
+        return super().process_clip_state_dict_for_saving(state_dict)
 
 
 def latent_format(config: ModelConfig) -> comfy.latent_formats.LatentFormat:
+    """The host's description of the model's latents."""
     if config.autoencoder.latent_channels == 4:
         return comfy.latent_formats.SD15(config.autoencoder.scale)
-    made = comfy.latent_formats.LatentFormat()
-    made.scale_factor = config.autoencoder.scale
-    made.latent_channels = config.autoencoder.latent_channels
-    made.spacial_downscale_ratio = config.autoencoder.factor
-    return made
+    described = comfy.latent_formats.LatentFormat()
+    described.scale_factor = config.autoencoder.scale
+    described.latent_channels = config.autoencoder.latent_channels
+    described.spacial_downscale_ratio = config.autoencoder.factor
+    return described
 
 
 class Model(comfy.model_base.BaseModel):
-    """AppearNet runs when the conditionings are prepared, once per picture and run; nothing of it outlives the run."""
+    """The host's model. AppearNet runs once per picture and run, when the host prepares the conditionings; its features
+    are released after the run."""
 
     def __init__(self, model_config: Config, model_type, device=None):
-        super().__init__(model_config, model_type, device=device, unet_model=Network)
-        self.microcinema = model_config.microcinema
+        config = model_config.microcinema
+        network = type("Network", (HostCall, network_class(config.network)), {})
+        super().__init__(model_config, model_type, device=device, unet_model=network)
+        self.microcinema = config
         self._encoded = weakref.WeakValueDictionary()
 
     @property
     def compute_dtype(self):
-        """What newer hosts call get_dtype_inference()."""
+        """The dtype in which the network computes; newer hosts have get_dtype_inference() for it."""
         return self.manual_cast_dtype or self.get_dtype()
 
     def extra_conds(self, **kwargs):
+        """The arguments of the network for a conditioning: the encoded pictures, and the frames of the whole clip.
+
+        Raises MicroCinemaError for a conditioning without pictures, or with pictures of another size.
+        """
         out = super().extra_conds(**kwargs)
         noise, appearance = kwargs["noise"], kwargs.get(APPEARANCE)
         if appearance is None:
@@ -133,50 +149,55 @@ class Model(comfy.model_base.BaseModel):
                 "negative."
             )
         check_size(appearance, noise)
-        # Not num_video_frames: the host sets that to the length of a context window.
+        # Not named num_video_frames, which the host sets to the length of a context window.
         out["clip_frames"] = comfy.conds.CONDConstant(noise.shape[0] // appearance.clips)
         out["condition"] = EncodedCond(self.encode(appearance, kwargs["device"]))
         return out
 
     def encode(self, appearance: Appearance, device) -> Condition:
+        """The condition of these pictures, encoded once while anything refers to it."""
         encoded = self._encoded.get(id(appearance))
         if encoded is None:
             latents = self.process_latent_in(appearance.latents).to(device, self.compute_dtype)
             with torch.no_grad():
-                encoded = self.diffusion_model.encode_condition(latents, appearance.lambda_)
-            encoded.appearance = appearance  # so that no other takes its id while this is alive
+                encoded = self.diffusion_model.encode_condition(latents, lambda_=appearance.lambda_)
+            encoded.appearance = appearance  # keeps it alive, so that no other object gets its id
             self._encoded[id(appearance)] = encoded
         return encoded
 
 
 class EncodedCond(comfy.conds.CONDRegular):
-    """AppearNet's features in a conditioning. All halves of a batch share them as they are."""
+    """AppearNet's features in a conditioning, which both halves of a batch with guidance share."""
 
     def process_cond(self, batch_size, **kwargs):
+        """The same for every batch size."""
         return self
 
     def can_concat(self, other):
+        """Whether another conditioning has the same pictures."""
         return self.cond is other.cond
 
     def concat(self, others):
+        """The features, once for all conditionings of a batch."""
         return self.cond
 
     def size(self):
+        """The number of values, by which the host estimates the memory."""
         return [1, sum(scale.numel() + shift.numel() for scale, shift in self.cond.modulations)]
 
 
 @fork_rng
 def load_model(path: str | Path, options: dict, disable_dynamic: bool = False):
-    """The file's network as the host's ModelPatcher; `options` as its own loaders take them: dtype."""
+    """Load the file's network as the host's ModelPatcher; `options` as in the host's loaders, only "dtype"."""
     config, tensors = read_config(path), part_of(path, NETWORK)
-    management, made = comfy.model_management, Config(config)
+    management, family = comfy.model_management, Config(config)
     device, offload = management.get_torch_device(), management.unet_offload_device()
-    made.set_inference_dtype(*_dtypes(made.supported_inference_dtypes, options.get("dtype"), tensors, device))
-    if made.latent_format.latent_rgb_factors is None and (autoencoder := load_autoencoder(path, config)):
-        set_preview(made.latent_format, autoencoder)
-    model = made.get_model(tensors)
-    # Not the host's network: with dynamic VRAM its Linear layers have no weights until they load.
-    check_keys(path, tensors, MicroCinemaUNet(config.network, device="meta"))
+    family.set_inference_dtype(*_dtypes(family.supported_inference_dtypes, options.get("dtype"), tensors, device))
+    if family.latent_format.latent_rgb_factors is None and (autoencoder := load_autoencoder(path, config)):
+        set_preview(family.latent_format, autoencoder)
+    model = family.get_model(tensors)
+    # Not compared with `model`: with dynamic VRAM, its Linear layers have no weights until they are loaded.
+    check_keys(path, tensors, build(config.network, device="meta"))
     latest = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     patcher = (comfy.model_patcher.ModelPatcher if disable_dynamic else latest)(model, device, offload)
     assign = {"assign": True} if getattr(patcher, "is_dynamic", bool)() else {}
@@ -186,14 +207,17 @@ def load_model(path: str | Path, options: dict, disable_dynamic: bool = False):
     return patcher
 
 
-def _dtypes(supported: list[torch.dtype], asked: torch.dtype | None, tensors, device):
-    """The type in which the weights are kept and, where it differs, the one they are cast to for computing: always one
-    that the model supports, also where the host's command line or a card's only half type says otherwise."""
+def _dtypes(supported: list[torch.dtype], requested: torch.dtype | None, tensors, device):
+    """The dtype of the weights in memory and, if it differs, the dtype for computing, else None.
+
+    The network computes in a dtype that the model supports, even where the host's options, or a device with only one
+    half-precision dtype, select another one.
+    """
     management = comfy.model_management
-    whole = (torch.float16, torch.bfloat16, torch.float32)
-    kept = asked if asked in supported or asked not in (None, *whole) else None
-    if kept is None:
-        count, stored = comfy.utils.calculate_parameters(tensors), comfy.utils.weight_dtype(tensors)
-        kept = management.unet_dtype(model_params=count, supported_dtypes=supported, weight_dtype=stored)
-    cast = management.unet_manual_cast(kept, device, supported)
-    return kept, cast if (cast or kept) in supported else torch.float32
+    standard = (torch.float16, torch.bfloat16, torch.float32)
+    storage = requested if requested in supported or requested not in (None, *standard) else None
+    if storage is None:
+        count, file_dtype = comfy.utils.calculate_parameters(tensors), comfy.utils.weight_dtype(tensors)
+        storage = management.unet_dtype(model_params=count, supported_dtypes=supported, weight_dtype=file_dtype)
+    compute = management.unet_manual_cast(storage, device, supported)
+    return storage, compute if (compute or storage) in supported else torch.float32

@@ -1,4 +1,4 @@
-"""The bundled models' text tower as the host's CLIP, so that CLIP Text Encode works."""
+"""Loads the bundled models' text tower as the host's CLIP, for CLIP Text Encode."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .files import Absent, check_keys, fork_rng, part_of
 
 
 class Text(nn.Module):
-    """The demo models' text tower as the host calls one."""
+    """The demo models' text tower with the interface of the host's text encoders."""
 
     def __init__(self, config, device=None, dtype=None, model_options=None):
         super().__init__()
@@ -26,14 +26,16 @@ class Text(nn.Module):
         self.dtypes = {dtype}
 
     def set_clip_options(self, options):
+        """Raise MicroCinemaError for a layer of CLIP Set Last Layer; other options have no effect."""
         if options.get("layer") is not None:
             raise MicroCinemaError("This text encoder has no layers to skip: leave CLIP Set Last Layer out.")
 
     def reset_clip_options(self):
-        pass
+        """Called by the host; there are no options to reset."""
 
     def encode_token_weights(self, tokens):
-        """Weights in brackets scale a token's distance from the empty sentence's, as the host does."""
+        """Encode tokens with weights to states (b, max_tokens, width). As in the host, a weight scales the difference
+        of a token's state from that of the empty text."""
         pairs = tokens["words"]
         ids = torch.tensor([[token for token, *_ in row] for row in pairs])
         weights = torch.tensor([[weight for _, weight, *_ in row] for row in pairs])[..., None]
@@ -44,16 +46,22 @@ class Text(nn.Module):
         return states, None
 
     def load_sd(self, state_dict):
+        """Load weights; returns missing and unexpected keys."""
         return self.text.load_state_dict(state_dict, strict=False)
 
 
 class Words:
-    """Words to tokens with weights, as the host's tokenizers give them."""
+    """The demo models' tokenizer with the interface of the host's tokenizers."""
 
     def __init__(self, config):
         self.words = WordTokens(config)
 
     def tokenize_with_weights(self, text, return_word_ids=False, **kwargs):
+        """Tokens and the weights that the host's brackets give them: {"words": [[(id, weight), …]]}, with
+        return_word_ids (id, weight, index).
+
+        Unknown words are left out, with a note on the node. Raises MicroCinemaError where no word is known.
+        """
         parts = comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0)
         parts = [(comfy.sd1_clip.unescape_important(part), weight) for part, weight in parts]
         self._check(" ".join(part for part, _ in parts))
@@ -80,15 +88,17 @@ class Words:
         show_text(message)
 
     def untokenize(self, pairs):
-        known = self.words.tokenizer
-        return [(pair, known.id_to_token(pair[0])) for pair in pairs]
+        """Each pair of id and weight with the word of the id."""
+        tokenizer = self.words.tokenizer
+        return [(pair, tokenizer.id_to_token(pair[0])) for pair in pairs]
 
     def state_dict(self):
+        """Empty: the tokenizer has no tensors to save."""
         return {}
 
 
 class Target:
-    """What comfy.sd.CLIP builds from."""
+    """The description of a text encoder from which comfy.sd.CLIP builds it."""
 
     def __init__(self, config):
         self.params = {}
@@ -98,12 +108,11 @@ class Target:
 
 @fork_rng
 def load_clip(path: str | Path):
-    """The file's text tower as CLIP, or what tells a person that there is none."""
-    config, tensors = read_config(path), part_of(path, TEXT)
-    if not tensors or config.text.tokenizer is None:  # CLIP's own tower is the host's to load
-        name = Path(path).name
-        if config.text is None:
-            return Absent(f"'{name}' reads no text: leave CLIP unconnected.")
+    """Load the file's text tower as CLIP, or an Absent where it has none of its own."""
+    config, tensors, name = read_config(path), part_of(path, TEXT), Path(path).name
+    if config.text is None:
+        return Absent(f"'{name}' reads no text: leave CLIP unconnected.")
+    if not tensors or config.text.tokenizer is None:  # SD2.1's tower is loaded by the host
         return Absent(f"'{name}' brings no text encoder of its own: take CLIP from Load Checkpoint with {SD21}.")
     clip = comfy.sd.CLIP(Target(config.text), model_options={"dtype": torch.float32})
     check_keys(path, tensors, clip.cond_stage_model.text)

@@ -1,4 +1,4 @@
-"""A file's autoencoder as the host's VAE."""
+"""Loads a file's autoencoder as the host's VAE."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import comfy.sd
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from torch import nn
+from typing_extensions import override
 
 from ...microcinema_core.checkpoint import AUTOENCODER, read_config
 from ...microcinema_core.config import ModelConfig
@@ -20,23 +21,25 @@ from .files import Absent, check_keys, fork_rng, part_of
 
 
 class HostAutoencoder(Autoencoder):
-    """The core's autoencoder between pictures in [-1, 1] and unscaled latents, as the host has it."""
+    """The core's autoencoder with the host's conventions: pictures in [-1, 1], latents without the model's scale."""
 
+    @override
     def encode(self, pictures):
         return super().encode((pictures + 1) / 2) / self.config.scale
 
+    @override
     def decode(self, latents):
         return super().decode(latents * self.config.scale) * 2 - 1
 
 
 @fork_rng
 def load_vae(path: str | Path):
-    """The file's autoencoder as VAE, or what tells a person that there is none."""
+    """Load the file's autoencoder as VAE, or an Absent where it has none."""
     config = read_config(path)
     model = load_autoencoder(path, config)
     if model is None:
         return Absent(f"'{Path(path).name}' holds no VAE: take VAE from Load Checkpoint with {SD21}.")
-    # The host builds SD's layout only; a small one of its own is put in and then replaced by ours.
+    # The host can only build autoencoders of SD's own layout: it builds a small one, which is then replaced by ours.
     ddconfig = {
         "double_z": True, "z_channels": 4, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1],
         "num_res_blocks": 0, "attn_resolutions": [], "dropout": 0.0,
@@ -52,6 +55,7 @@ def load_vae(path: str | Path):
 
 
 def load_autoencoder(path, config: ModelConfig) -> HostAutoencoder | None:
+    """The file's autoencoder, or None where it has none."""
     tensors = part_of(path, AUTOENCODER)
     if not tensors:
         return None
@@ -62,8 +66,10 @@ def load_autoencoder(path, config: ModelConfig) -> HostAutoencoder | None:
 
 
 def set_preview(latent_format: comfy.latent_formats.LatentFormat, autoencoder: Autoencoder) -> None:
-    """What the host's live previews show a latent cell as: the linear map to its mean colour in [-1, 1] that fits
-    latents of blurred coloured noise best."""
+    """Set the linear map from a latent cell to a colour, for the host's previews during sampling, in place.
+
+    The map is a least-squares fit of the mean colours in [-1, 1] of latent cells, for blurred noise.
+    """
     factor = autoencoder.config.factor
     colours = torch.rand(8, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
     pictures = nn.functional.interpolate(colours, size=(12 * factor, 12 * factor), mode="bilinear")

@@ -1,0 +1,1 @@
+"""`microcinema init`: converts public checkpoints into a model of this package."""

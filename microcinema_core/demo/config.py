@@ -1,0 +1,141 @@
+"""The configurations of the two bundled models: the paper's network with extensions for a size of 8 M parameters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, ClassVar
+
+from pydantic import StrictBool
+
+from ..config import AUTOENCODER, NETWORK, AutoencoderConfig, ModelConfig, NetworkConfig, T, TextConfig
+from ..validated import Range, validated
+
+LatentSize = Annotated[float, Range(0, 1000, "in latents", 0.2, above=True)]
+WARP_AUTOENCODER = NETWORK + "forward_warp.autoencoder."  # equals the file's autoencoder, which is stored only once
+# Names of modules in files of release 0.1 → current names.
+RENAMED = {
+    "motion_first.": "motion_linear.",
+    "motion_second.": "motion_quadratic.",
+    "expected_in.": "prediction_in.",
+    "forward_warp.read_features.": "forward_warp.features_in.",
+    "forward_warp.norm.": "forward_warp.features_norm.",
+    "forward_warp.read_further.": "forward_warp.features_mid.",
+    "forward_warp.enlarge.": "forward_warp.upsample.",
+    "forward_warp.read_pixels.": "forward_warp.pixels_in.",
+    "forward_warp.norm_pixels.": "forward_warp.pixels_norm.",
+    "forward_warp.points.": "forward_warp.head.",
+    "forward_warp.velocities.": "forward_warp.region_velocities.",
+    "forward_warp.named.": "forward_warp.colour_velocities.",
+    "forward_warp.looked_for.": "forward_warp.text_modulation.",
+    "forward_warp.look_again.meant.": "forward_warp.refine.text_in.",
+    "forward_warp.look_again.": "forward_warp.refine.",
+    "forward_warp.choice.": "forward_warp.match_scores.",
+    "forward_warp.read_matches.": "forward_warp.matches_in.",
+}
+
+
+@validated
+class DemoNetworkConfig(NetworkConfig):
+    """The paper's network with up to four extensions; network.py describes them."""
+
+    # With v-prediction only: the layers estimate the residual between the clip and a prediction. This is the standard
+    # deviation of the residual.
+    residual_std: LatentSize | None = None
+    motion_embedding: StrictBool = False  # adds τ·A(text) + τ²·B(text) to the time embedding, τ = signed frame offset
+    # With residual_std: the prediction is a forward warp of the condition, along paths that depend on the text. This is
+    # the configuration of the model's autoencoder, which converts between latents and the pixels that are warped; it
+    # has four or more pixels per latent cell in each direction.
+    forward_warp: AutoencoderConfig | None = None
+    # With a forward warp and a text: the standard deviation of the motion's amplitude, relative to that of the text.
+    amplitude_std: LatentSize | None = None
+
+    PARTS: ClassVar[dict[str, str]] = NetworkConfig.PARTS | {
+        "motion_linear": "motion embedding",
+        "motion_quadratic": "motion embedding",
+        "forward_warp": "forward warp",
+        "prediction_in": "forward warp",
+    }
+
+    def __post_init__(self):
+        NetworkConfig.__post_init__(self)
+        if self.motion_embedding and self.context_dim is None:
+            raise ValueError("motion_embedding cannot be true without text: give context_dim")
+        if self.forward_warp and self.residual_std is None:
+            raise ValueError("forward_warp needs residual_std")
+        if self.amplitude_std is not None and not (self.forward_warp and self.context_dim):
+            raise ValueError("amplitude_std needs forward_warp and a text")
+        if self.forward_warp:
+            self._check_warp(self.forward_warp)
+
+    def _check_warp(self, autoencoder: AutoencoderConfig) -> None:
+        """Raise ValueError where the forward warp's autoencoder does not fit the network."""
+        if autoencoder.factor < 4:
+            raise ValueError("forward_warp cannot have fewer than 3 channel_multipliers: give 4 pixels a cell or more")
+        if autoencoder.latent_channels != self.latent_channels:
+            raise ValueError(f"forward_warp.latent_channels must be the network's own ({self.latent_channels})")
+        unit = 48 if self.context_dim is None else 24  # the channels inside the forward warp are multiples of it
+        if unit % self.norm_groups:
+            raise ValueError(f"norm_groups cannot be {self.norm_groups} with forward_warp: give a divisor of {unit}")
+
+
+@validated
+class DemoModelConfig(ModelConfig):
+    """A model with a DemoNetworkConfig."""
+
+    network: DemoNetworkConfig = DemoNetworkConfig()
+
+    def __post_init__(self):
+        ModelConfig.__post_init__(self)
+        if self.network.residual_std is not None and self.parameterization != "v":
+            raise ValueError("residual_std needs parameterization v")
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Only float32 with a forward warp, which overflows in half precision (docs/performance.md)."""
+        return ("float32",) if self.network.forward_warp else super().dtypes
+
+    def from_file(self, tensors: dict[str, T]) -> dict[str, T]:
+        """Rename the tensors of a file to the current names, and add those of the forward warp's autoencoder, which are
+        the model's own."""
+        tensors = {_renamed(key): value for key, value in tensors.items()}
+        if not self.network.forward_warp:
+            return tensors
+        autoencoder = {key: value for key, value in tensors.items() if key.startswith(AUTOENCODER)}
+        return {key.replace(AUTOENCODER, WARP_AUTOENCODER): value for key, value in autoencoder.items()} | tensors
+
+    def to_file(self, tensors: dict[str, T]) -> dict[str, T]:
+        """Leave out the forward warp's autoencoder where the file contains the model's own, which is the same."""
+        if not any(key.startswith(AUTOENCODER) for key in tensors):
+            return tensors
+        return {key: value for key, value in tensors.items() if not key.startswith(WARP_AUTOENCODER)}
+
+
+def _renamed(key: str) -> str:
+    """The current key for a key of a file of release 0.1."""
+    name = key.removeprefix(NETWORK)
+    for old, new in RENAMED.items():
+        if key.startswith(NETWORK) and name.startswith(old):
+            return NETWORK + new + name.removeprefix(old)
+    return key
+
+
+_AUTOENCODER = AutoencoderConfig(
+    channels=16, channel_multipliers=(1, 2, 4, 4), res_blocks=1, latent_channels=16, norm_groups=1, pixel_shuffle=True
+)
+_NETWORK = DemoNetworkConfig(
+    latent_channels=16, model_channels=64, channel_multipliers=(1, 1, 1), res_blocks=1, attention_levels=(1, 2),
+    head_channels=32, norm_groups=4, context_dim=128, scale_shift_norm=True, residual_std=0.2,
+    motion_embedding=True, forward_warp=_AUTOENCODER, amplitude_std=0.05,
+)  # fmt: skip
+DEMO_BASE = DemoModelConfig(
+    name="demo-base", network=_NETWORK, autoencoder=_AUTOENCODER,
+    text=TextConfig(width=128, layers=2, heads=4, vocabulary_size=128, max_tokens=24, skip_last=0, projection=False),
+    parameterization="v", width=96, height=96, steps=1, cfg=1.0,
+)  # fmt: skip
+DEMO_INTERPOLATION = replace(
+    DEMO_BASE, name="demo-interpolation", text=None, fps=8.0,
+    network=replace(
+        _NETWORK, model_channels=48, head_channels=24, channel_multipliers=(1, 1), attention_levels=(1,),
+        context_dim=None, frames=5, condition="ends", motion_embedding=False, amplitude_std=None,
+    ),
+)  # fmt: skip

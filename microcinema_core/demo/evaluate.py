@@ -1,0 +1,399 @@
+"""`microcinema evaluate`: measures models on drawn scenes and photographs that are not in their training data.
+
+Every figure is reported with figures for comparison: those of the true clip after encoding and decoding by the
+autoencoder (the ceiling, which a perfect network would reach), of the repeated centre frame, or of a linear blend.
+Decibels are means over clips of the PSNR over all pixels of a clip. The figures are the same for the same model,
+machine and arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import images
+from ..errors import MicroCinemaError
+from ..metrics.motion import Motion, camera_motion, lever, thing_masks, thing_motion
+from ..metrics.quality import background_consistency, camera_consistency, colour_drift, iou, psnr, ssim
+from .captions import CAMERA_VERBS, SPEEDS, camera_caption
+from .report import floors, machine, rounded, table, write_sheets
+from .scenes import REFERENCE_SIZE, SPEED_PIXELS, SPEED_ROLL, SPEED_ZOOM, Clip, camera_move, draw_clip
+
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline
+
+EVALUATION_SEEDS = range(1_000_000_000, 1_001_000_000)  # of scenes; those of the training are smaller
+PHOTOGRAPHS = Path(__file__).parent / "photographs"  # licences: pictures/README.md; never used in training
+INTERPOLATION_MODEL = "demo-interpolation"
+GAMMAS = (-0.03, -0.01, 0.0, 0.02, 0.04)
+GAMMA_SCENES = 16
+INTERPOLATION_RATE = 1 / 4  # of one pass: the first and the last of five frames are neighbours of the base model's clip
+INTERPOLATION_FRAMES = 5
+
+
+def main(
+    model: str = "demo-base",
+    *,
+    scenes: int = 200,
+    as_json: bool = False,
+    sheets: Path | None = None,
+    seed_base: int = EVALUATION_SEEDS.start,
+    device: str = "cpu",
+    interpolation_model: str | None = None,
+) -> dict:
+    """Measure `model`, a bundled name or a file, and print the report as a table, or as JSON. Returns the report.
+
+    `interpolation_model` is measured as well, by default the bundled one if there is one; an interpolation model as
+    `model` is measured alone. `sheets` is a folder for images of the clips, the true one above the model's.
+    """
+    from .. import checkpoint
+    from ..pipeline import Pipeline
+
+    pipeline: Pipeline | None = Pipeline.from_file(checkpoint.resolve(model), device)
+    interpolation: Pipeline | None = None
+    if pipeline.config.network.condition == "ends":
+        pipeline, interpolation = None, pipeline
+    else:
+        if interpolation_model is None and INTERPOLATION_MODEL in checkpoint.bundled_models():
+            interpolation_model = INTERPOLATION_MODEL
+        if interpolation_model:
+            interpolation = Pipeline.from_file(checkpoint.resolve(interpolation_model), device)
+    if sheets is not None:
+        try:
+            sheets.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MicroCinemaError(f"cannot make the folder {sheets} ({error.strerror}): choose another one") from error
+    report = evaluate(pipeline, interpolation, scenes=scenes, sheets=sheets, seed_base=seed_base)
+    print(json.dumps(report, indent=2, allow_nan=False) if as_json else table(report))
+    return report
+
+
+def evaluate(
+    pipeline: Pipeline | None,
+    interpolation: Pipeline | None = None,
+    *,
+    scenes: int = 200,
+    photographs: Path = PHOTOGRAPHS,
+    sheets: Path | None = None,
+    seed_base: int = EVALUATION_SEEDS.start,
+) -> dict:
+    """Measure one or both pipelines and return the report; it has no sections of a pipeline that is None.
+
+    `scenes` is the number of drawn scenes, with seeds from `seed_base` on, `photographs` a folder of JPEG files.
+    """
+    started = time.monotonic()
+    report: dict[str, Any] = {"machine": machine()}
+    if pipeline:
+        report["model"] = _settings(pipeline)
+        clips, left_out = measurable_scenes(seed_base, scenes, pipeline.config.network.frames, pipeline.config.width)
+        report["scenes"] = {"count": len(clips), "not measurable, left out": left_out, "first seed": seed_base}
+        report |= measure_scenes(pipeline, clips, sheets)
+        report["photographs"] = measure_photographs(pipeline, photographs, scenes, sheets)
+        report["gamma"] = measure_gamma(pipeline, [scene for scene in clips if scene.clip.motion != "still"])
+    if interpolation:
+        report["interpolation model"] = _settings(interpolation)
+        report["interpolation"] = measure_interpolation(interpolation, seed_base, max(1, scenes // 2), sheets)
+    report["floors"] = floors(report)
+    report["passed"] = all(floor["passed"] for floor in report["floors"])
+    report["seconds"] = round(time.monotonic() - started, 1)
+    return rounded(report)
+
+
+# --- drawn scenes ---
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A drawn clip and its seed."""
+
+    seed: int
+    clip: Clip
+
+
+def measurable_scenes(seed_base: int, count: int, frames: int, size: int) -> tuple[list[Scene], int]:
+    """The first `count` scenes from `seed_base` on in which the true motion can be measured, and the number of scenes
+    that were left out.
+
+    The motion cannot be measured where the camera pans along stripes, for example, or over a smooth gradient.
+    """
+    scenes, seed = [], seed_base
+    while len(scenes) < count:
+        clip = draw_clip(seed, frames=frames, size=size)
+        measured, _ = measure_motion(clip.frames, clip, clip.background)
+        if measured is not None and measured.name == clip.motion:
+            scenes.append(Scene(seed, clip))
+        seed += 1
+    return scenes, seed - seed_base - count
+
+
+def measure_motion(frames: Tensor, clip: Clip, background: Tensor | None) -> tuple[Motion | None, Tensor | None]:
+    """Measure in `frames` the motion of the camera, or of the first thing that the caption of `clip` names.
+
+    Returns the motion, None where the thing is not found, and the masks of the thing, None for the camera.
+    `background` is the scene without things, with the same colours as in `frames`.
+    """
+    minimum = minimum_magnitude(clip.kind, frames.shape[-1])
+    if clip.kind == "camera":
+        return camera_motion(frames, minimum), None
+    assert background is not None and clip.masks is not None  # as in every clip of things
+    centre = len(clip.frames) // 2
+    masks = thing_masks(frames, background, clip.frames[centre], clip.masks[centre], clip.other_masks)
+    return thing_motion(masks, minimum), masks
+
+
+def true_magnitude(motion: str, speed: str, size: int) -> float:
+    """The magnitude, as in metrics.motion.Motion, of a motion in scenes of size × size pixels."""
+    if motion == "still":
+        return 0.0
+    if motion in ("in", "out"):
+        return lever(size, size) * math.log(SPEED_ZOOM[speed])
+    if motion in ("clockwise", "counterclockwise"):
+        return lever(size, size) * math.radians(SPEED_ROLL[speed])
+    return SPEED_PIXELS[speed] * size / REFERENCE_SIZE
+
+
+def minimum_magnitude(kind: str, size: int) -> float:
+    """Half the magnitude of the slowest motion of a kind of scene; below it the motion counts as "still"."""
+    motions = CAMERA_VERBS if kind == "camera" else ("left",)
+    return min(true_magnitude(motion, speed, size) for motion in motions for speed in SPEEDS) / 2
+
+
+def measure_scenes(pipeline: Pipeline, scenes: list[Scene], sheets: Path | None) -> dict:
+    """Animate all scenes. Returns the sections of the report about them, and writes images into the folder `sheets`."""
+    records, rows = [], []
+    for scene in _progress(scenes, "scenes"):
+        frames = animate(pipeline, scene)
+        records.append(measure_scene(pipeline, scene, frames))
+        if len(rows) < 24:
+            title = f"{scene.seed}: {scene.clip.caption}" + ("" if records[-1]["right"] else "   (wrong)")
+            rows.append((title, [scene.clip.frames, frames]))
+    if sheets:
+        write_sheets(rows, sheets, "scenes")
+    return summarise_scenes(records)
+
+
+def animate(pipeline: Pipeline, scene: Scene, **settings) -> Tensor:
+    """Animate the centre frame of a scene with its caption: (t, 3, h, w). `settings` as in `run`."""
+    clip = scene.clip
+    count, _, height, width = clip.frames.shape
+    picture = clip.frames[count // 2]
+    return run(pipeline, picture, clip.caption, seed=scene.seed, frames=count, width=width, height=height, **settings)
+
+
+def run(pipeline: Pipeline, picture: Tensor, prompt: str, **settings) -> Tensor:
+    """Pipeline.animate with the settings of the model's header, except those given: a clip in float32 on the CPU."""
+    config = pipeline.config
+    defaults: dict[str, Any] = {
+        "steps": config.steps, "cfg": config.cfg, "lambda_": config.lambda_, "gamma": config.gamma, "churn": 0.0,
+    }  # fmt: skip
+    return pipeline.animate(picture, prompt, **(defaults | settings)).float().cpu()
+
+
+def measure_scene(pipeline: Pipeline, scene: Scene, frames: Tensor) -> dict:
+    """All figures of one clip; those of "ceiling …" are of the true clip after encoding and decoding."""
+    clip, truth = scene.clip, scene.clip.frames
+    centre = len(truth) // 2
+    decoded = round_trip(pipeline, truth)
+    background = None if clip.background is None else round_trip(pipeline, clip.background[None])[0]
+    size = truth.shape[-1]
+    motion, masks = measure_motion(frames, clip, background)
+    _, ceiling_masks = measure_motion(decoded, clip, background)
+    magnitudes = {speed: true_magnitude(clip.motion, speed, size) for speed in SPEEDS}
+    right = speed_right = False
+    if motion is not None and motion.name == clip.motion:
+        right, magnitude = True, motion.magnitude
+        speed_right = min(SPEEDS, key=lambda speed: abs(magnitudes[speed] - magnitude)) == clip.speed
+    record = {
+        "seed": scene.seed, "kind": clip.kind, "motion": clip.motion, "caption": clip.caption,
+        "measured": motion.name if motion else "not found", "right": right,
+        "speed right": speed_right,
+        "magnitude": motion.magnitude if motion else None, "true magnitude": magnitudes[clip.speed],
+        "centre": psnr(frames[centre], truth[centre]), "ceiling centre": psnr(decoded[centre], truth[centre]),
+        "centre ssim": ssim(frames[centre], truth[centre]), "ceiling centre ssim": ssim(decoded[centre], truth[centre]),
+        "frames": psnr(frames, truth), "ceiling frames": psnr(decoded, truth),
+        "frozen frames": psnr(truth[centre].expand_as(truth), truth),
+        "consistency": consistency(frames, clip), "ceiling consistency": consistency(decoded, clip),
+        "drift": colour_drift(frames, truth), "ceiling drift": colour_drift(decoded, truth),
+    }  # fmt: skip
+    if masks is not None and ceiling_masks is not None and clip.masks is not None:
+        for name, measured in (("", masks), ("ceiling ", ceiling_masks)):
+            record[name + "first"] = iou(measured[0], clip.masks[0])
+            record[name + "last"] = iou(measured[-1], clip.masks[-1])
+    return record
+
+
+def consistency(frames: Tensor, clip: Clip) -> float:
+    """The PSNR in dB between neighbouring frames: of whole frames after the camera's motion, or of the background of a
+    scene with things."""
+    if clip.masks is None:
+        return camera_consistency(frames)
+    return background_consistency(frames, clip.masks if clip.other_masks is None else clip.masks | clip.other_masks)
+
+
+@torch.no_grad()
+def round_trip(pipeline: Pipeline, pictures: Tensor) -> Tensor:
+    """Encode and decode pictures (n, 3, h, w): the best reconstruction that is possible for the model."""
+    autoencoder = pipeline.autoencoder
+    pictures = pictures.to(next(autoencoder.parameters()).device)
+    return autoencoder.decode(autoencoder.encode(pictures)).clamp(0, 1).float().cpu()
+
+
+def summarise_scenes(records: list[dict]) -> dict:
+    """The sections of the report about the scenes, from the figures of every clip."""
+
+    def mean(key: str, chosen: list[dict] = records) -> float | None:
+        values = [record[key] for record in chosen if record.get(key) is not None]
+        return fmean(values) if values else None
+
+    def share(where) -> dict:
+        chosen = [record for record in records if where(record)]
+        return {"right": mean("right", chosen), "of": len(chosen)}
+
+    moving = [record for record in records if record["motion"] != "still"]
+    motions = sorted({(record["kind"] == "camera", record["motion"]) for record in records})
+    failures = [f"{r['seed']}: {r['caption']} ({r['measured']})" for r in records if not r["right"]]
+    return {
+        "motion": {
+            "right": mean("right"),
+            "things": share(lambda r: r["kind"] != "camera"),
+            "camera": share(lambda r: r["kind"] == "camera"),
+            "by motion": {
+                f"{'camera' if camera else 'thing'} {motion}": share(
+                    lambda r, camera=camera, motion=motion: (r["kind"] == "camera", r["motion"]) == (camera, motion)
+                )
+                for camera, motion in motions
+            },
+            "speed right": mean("speed right", moving),
+            "pixels a frame": mean("magnitude", moving),
+            "true pixels a frame": mean("true magnitude", moving),
+            "wrong": failures,
+        },
+        "centre frame": {
+            "psnr": mean("centre"), "ceiling": mean("ceiling centre"),
+            "ssim": mean("centre ssim"), "ceiling ssim": mean("ceiling centre ssim"),
+        },
+        "all frames": {"psnr": mean("frames"), "ceiling": mean("ceiling frames"), "frozen": mean("frozen frames")},
+        "overlap": {
+            "first": mean("first"), "last": mean("last"),
+            "ceiling first": mean("ceiling first"), "ceiling last": mean("ceiling last"),
+        },
+        "consistency": {
+            "psnr": mean("consistency"), "ceiling": mean("ceiling consistency"),
+            "pixels a frame": mean("magnitude"), "true pixels a frame": mean("true magnitude"),
+            "colour drift": mean("drift"), "ceiling colour drift": mean("ceiling drift"),
+        },
+    }  # fmt: skip
+
+
+# --- photographs ---
+
+
+def measure_photographs(pipeline: Pipeline, folder: Path, maximum: int, sheets: Path | None) -> dict:
+    """Measure camera moves over at most `maximum` photographs, where the true frames lie within the photograph.
+
+    Raises MicroCinemaError for a folder without photographs.
+    """
+    frames, size = pipeline.config.network.frames, pipeline.config.width
+    pictures = {path.stem: images.fit(images.load_picture(path), size, size) for path in sorted(folder.glob("*.jpg"))}
+    if not pictures:
+        raise MicroCinemaError(f"there are no photographs (*.jpg) in {folder}: install the package anew")
+    scores, rows, right = {"psnr": [], "ceiling": [], "frozen": []}, [], []
+    jobs = islice(_photograph_jobs(list(pictures)), maximum)
+    for index, (name, motion, speed) in enumerate(_progress(list(jobs), "photographs")):
+        picture = pictures[name]
+        truth, visible = camera_move(picture, motion, speed, frames=frames)
+        caption = camera_caption(motion, speed)
+        clip = run(pipeline, picture, caption, seed=index, frames=frames, width=size, height=size)
+        scores["psnr"].append(psnr(clip, truth, visible))
+        scores["ceiling"].append(psnr(round_trip(pipeline, truth), truth, visible))
+        scores["frozen"].append(psnr(picture.expand_as(truth), truth, visible))
+        right.append(camera_motion(clip, minimum_magnitude("camera", size)).name == motion)
+        rows.append((f"{name}: {caption}   ({scores['psnr'][-1]:.1f} dB)", [truth, clip]))
+    if sheets:
+        write_sheets(rows[:24], sheets, "photographs")
+    means = {key: fmean(values) for key, values in scores.items()}
+    return {"pictures": len(pictures), "clips": len(right), **means, "motions right": fmean(right)}
+
+
+def _photograph_jobs(names: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Every photograph with every motion once, at alternating speeds. The first items are of different photographs."""
+    motions = list(CAMERA_VERBS)
+    for turn in range(len(motions)):
+        for index, name in enumerate(names):
+            yield name, motions[(index + turn) % len(motions)], SPEEDS[(index + 2 * turn) % len(SPEEDS)]
+
+
+# --- the amplitude of the motion by γ ---
+
+
+def measure_gamma(pipeline: Pipeline, moving: list[Scene]) -> dict:
+    """The mean magnitude of the motion for every γ, in pixels per frame, of the same scenes with the same noise."""
+    moving = moving[:GAMMA_SCENES]
+    motion = {}
+    for gamma in _progress(GAMMAS, "gamma"):
+        magnitudes = []
+        for scene in moving:
+            background = scene.clip.background
+            background = None if background is None else round_trip(pipeline, background[None])[0]
+            measured, _ = measure_motion(animate(pipeline, scene, gamma=gamma), scene.clip, background)
+            magnitudes.append(measured.magnitude if measured else 0.0)
+        motion[f"{gamma:g}"] = fmean(magnitudes) if magnitudes else None
+    return {"scenes": len(moving), "pixels a frame": motion}
+
+
+# --- interpolation ---
+
+
+def measure_interpolation(pipeline: Pipeline, seed_base: int, count: int, sheets: Path | None) -> dict:
+    """The PSNR of the interpolated frames of `count` moving scenes, and that of a linear blend of both end frames."""
+    scores, rows = {"psnr": [], "blend": [], "ceiling": []}, []
+    seed = seed_base
+    bar = _progress(range(count), "interpolation")
+    for _ in bar:
+        while (clip := _interpolation_clip(seed, pipeline.config.width)).motion == "still":
+            seed += 1
+        truth, inner = clip.frames, slice(1, -1)
+        interpolated = pipeline.interpolate(truth[[0, -1]], passes=1, steps=pipeline.config.steps, seed=seed)
+        interpolated = interpolated.float().cpu()
+        blend = torch.lerp(truth[:1], truth[-1:], torch.linspace(0, 1, len(truth))[:, None, None, None])
+        scores["psnr"].append(psnr(interpolated[inner], truth[inner]))
+        scores["blend"].append(psnr(blend[inner], truth[inner]))
+        scores["ceiling"].append(psnr(round_trip(pipeline, truth)[inner], truth[inner]))
+        rows.append((f"{seed}: {clip.caption}   (truth, model, blend)", [truth, interpolated, blend]))
+        seed += 1
+    if sheets:
+        write_sheets(rows[:18], sheets, "interpolation")
+    means = {key: fmean(values) for key, values in scores.items()}
+    return {"clips": count, **means, "gain": means["psnr"] - means["blend"]}
+
+
+def _interpolation_clip(seed: int, size: int) -> Clip:
+    return draw_clip(seed, frames=INTERPOLATION_FRAMES, size=size, rate=INTERPOLATION_RATE)
+
+
+# --- helpers ---
+
+
+def _settings(pipeline: Pipeline) -> dict:
+    config = pipeline.config
+    return {
+        "name": config.name, "frames": config.network.frames, "size": f"{config.width}x{config.height}",
+        "steps": config.steps, "cfg": config.cfg, "lambda": config.lambda_, "gamma": config.gamma,
+    }  # fmt: skip
+
+
+def _progress(items, label: str):
+    from tqdm import tqdm
+
+    return tqdm(items, desc=label, file=sys.stderr, unit="clip")

@@ -1,0 +1,95 @@
+"""Files of drawn clips for the training. A file is called a shard, and all shards of a folder a pool.
+
+A shard contains `CLIPS_PER_SHARD` clips, whose seeds follow from the shard's number. So a pool can be extended and
+drawn by several processes, and is the same on every machine. The name of a shard contains a hash of the parameters of
+drawing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..errors import MicroCinemaError
+from ..files import make_folder, whole_file
+from .scenes import DRAWING, draw_clip
+
+CLIPS_PER_SHARD = 250
+# Times between frames of a clip for the interpolation model, see draw_clip: mostly those of one pass (1/4), and larger
+# and smaller ones for robustness.
+INTERPOLATION_RATES = (1 / 4, 1 / 4, 1 / 4, 1 / 2, 1 / 16)
+
+
+def shard_path(folder: Path, index: int, frames: int, size: int, interpolation: bool) -> Path:
+    """The path of shard `index` with clips of so many frames, of size × size pixels."""
+    parameters = [DRAWING, CLIPS_PER_SHARD, frames, size, INTERPOLATION_RATES if interpolation else 1]
+    digest = hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:8]
+    return folder / f"scenes-{size}px-{frames}f-{digest}-{index:04d}.safetensors"
+
+
+def draw_shard(folder: Path, index: int, frames: int, size: int, interpolation: bool) -> Path:
+    """Draw shard `index` unless its file exists, and return its path.
+
+    The file contains `frames` (n, t, 3, size, size) in uint8, and the `flow` of the k frames that condition a model,
+    (n, k, 2, size, size) in float16, pixels per frame. The captions are in its header.
+    """
+    path = shard_path(folder, index, frames, size, interpolation)
+    if path.exists():
+        return path
+    clips = []
+    for seed in range(index * CLIPS_PER_SHARD, (index + 1) * CLIPS_PER_SHARD):
+        rate = INTERPOLATION_RATES[seed % len(INTERPOLATION_RATES)] if interpolation else 1.0
+        clips.append(draw_clip(seed, frames=frames, size=size, rate=rate))
+    pictures = torch.stack([(clip.frames * 255).round().to(torch.uint8) for clip in clips])
+    key_frames = [0, -1] if interpolation else [frames // 2]
+    flow = torch.stack([clip.flow[key_frames] for clip in clips]).half()
+    captions = json.dumps([clip.caption for clip in clips])
+    with whole_file(path) as part:
+        save_file({"frames": pictures, "flow": flow}, part, {"captions": captions})
+    return path
+
+
+def draw_pool(folder: Path, shards: int, frames: int, size: int, interpolation: bool, workers: int) -> list[Path]:
+    """Draw those of the first `shards` shards that do not exist, in `workers` processes, and return all their paths."""
+    make_folder(folder)
+    paths = [shard_path(folder, index, frames, size, interpolation) for index in range(shards)]
+    jobs = [(folder, i, frames, size, interpolation) for i, path in enumerate(paths) if not path.exists()]
+    if workers > 1 and len(jobs) > 1:
+        with get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
+            pool.starmap(draw_shard, jobs, chunksize=1)
+    else:
+        for job in jobs:
+            draw_shard(*job)
+    return paths
+
+
+def open_shards(paths: list[Path], name: str) -> list[torch.Tensor]:
+    """The tensor `name` of each file, for example "frames" or "flow" of a shard, read from the disk only where used."""
+    return [_read(path, lambda file: file.get_tensor(name)) for path in paths]
+
+
+def load(paths: list[Path], name: str) -> torch.Tensor:
+    """The tensors `name` of all files, concatenated in memory."""
+    return torch.cat(open_shards(paths, name))
+
+
+def load_captions(paths: list[Path]) -> list[str]:
+    """The captions of all clips of these shards."""
+    return [caption for path in paths for caption in _read(path, lambda file: json.loads(file.metadata()["captions"]))]
+
+
+def _read(path: Path, read: Callable[[Any], Any]) -> Any:
+    """Call `read` with the opened file. Raises MicroCinemaError where it is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            return read(file)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise MicroCinemaError(f"'{path}' is damaged ({error}): delete it, it is made again") from error

@@ -1,0 +1,305 @@
+"""The forward warp of the bundled models: moves the condition's pixels along trajectories that depend on the text."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..model.autoencoder import Autoencoder
+from ..model.layers import ResBlock, SpatialTransformer, zero
+from .captions import COLOURS
+from .config import DemoNetworkConfig
+from .splat import compose, downsample, splat_clip
+
+WarpInputs = tuple[Tensor, Tensor]  # pixels (clips, k, 3, H, W), and features (clips, k, C, h, w)
+
+REGIONS = 16  # regions of the picture with a velocity relative to the camera
+CELLS_PER_UNIT = 8.0  # the unit of length of velocities, in latent cells
+WEIGHT_SCALE = 0.2  # of weights, so that a step of the optimiser changes a velocity by much less than a cell
+MATCH_RADIUS = 4  # of the search for a pixel in the other picture, in steps of two pixels
+MATCH_SIDE = 2 * MATCH_RADIUS + 1
+MATCH_SHARPNESS = 20.0  # of the softmax over the candidates
+MATCH_CHANNELS = 12
+FEATURE_CHANNELS = 24  # of the features at half the resolution of the picture
+MOTION_CHANNELS = 48  # of the features and the pixels together
+CHANNELS_PER_LEVEL = 24  # added at each lower resolution of the refinement
+VELOCITY_TOLERANCE = 0.02  # units per τ: the standard deviation within which velocities count as equal
+MIN_VELOCITY = 0.05  # units per τ: half the velocity of the slowest thing
+FRONT_LOGIT = 2  # added to the nearness of moving pixels, which are in front of the background
+BACKGROUND_LOGIT = 12  # subtracted from the background logit around moving pixels, which are no background
+
+
+class ForwardWarp(nn.Module):
+    """Moves every pixel of the condition's pictures along a trajectory, and encodes the resulting frames as latents.
+
+    With text, the position of a pixel x at time τ is exp(τM)·x + τ·v(x), where τ is the signed time from the
+    condition's frame. M is an affine motion of the whole picture (pan, zoom, roll) and linear in the pooled text. v(x)
+    is the sum Σ_j g_j(x)·v_j over regions, replaced by the nearest velocity of a thing in the text, or by 0. The v_j
+    are linear in the text; the masks g_j of the regions are computed from the picture and the text.
+
+    Without text, the position of a pixel of one end frame is x + |τ|·v(x) on its way to the other end frame, so that
+    the model is symmetric in time. v is computed from both pictures and from a cost volume between them with its soft
+    argmin (Kendall et al., "End-to-End Learning of Geometry and Context for Deep Stereo Regression", ICCV 2017).
+
+    Holes are filled with the nearest pixels that have a high background logit. Pixels are warped instead of latents,
+    which would lose detail; the model's autoencoder, with frozen weights, converts between them. So the trajectories
+    get no gradient from the loss of the latents, and are learned from `flow` and `render`. The initial weights result
+    in no motion for any text.
+    """
+
+    def __init__(self, config: DemoNetworkConfig, *, operations: Any = nn, dtype=None, device=None):
+        super().__init__()
+        kw = {"dtype": dtype, "device": device}
+        assert config.forward_warp is not None
+        width, latent, factor = config.model_channels, config.latent_channels, config.forward_warp.factor
+        self.autoencoder = Autoencoder(config.forward_warp, operations=operations, **kw).requires_grad_(False)
+        self.has_text = config.context_dim is not None
+        self.motions = REGIONS if self.has_text else 3
+        self.unit = CELLS_PER_UNIT * factor  # the unit of length in pixels
+        pictures = 1 if config.condition == "centre" else 2
+
+        def conv(channels, out_channels, size):
+            return operations.Conv2d(channels, out_channels, size, padding=size // 2, **kw)
+
+        self.features_in = conv(pictures * (width + latent), 2 * width, 3)
+        self.features_norm = operations.GroupNorm(config.norm_groups, 2 * width, **kw)
+        self.features_mid = conv(2 * width, 2 * width, 3)
+        self.upsample = nn.Sequential(
+            conv(2 * width, FEATURE_CHANNELS * (factor // 2) ** 2, 1), nn.PixelShuffle(factor // 2)
+        )
+        self.pixels_in = conv(
+            FEATURE_CHANNELS + pictures * 12 + (0 if self.has_text else MATCH_CHANNELS), MOTION_CHANNELS, 3
+        )
+        self.pixels_norm = operations.GroupNorm(config.norm_groups, MOTION_CHANNELS, **kw)
+        self.head = nn.Sequential(
+            conv(MOTION_CHANNELS, MOTION_CHANNELS, 3), nn.SiLU(), conv(MOTION_CHANNELS, 4 * (self.motions + 2), 1)
+        )
+        if self.has_text:
+            self.region_velocities = zero(operations.Linear(config.context_dim, 2 * (REGIONS + 3), bias=False, **kw))
+            self.colour_velocities = zero(
+                operations.Linear(config.context_dim, 2 * len(COLOURS), bias=False, **kw)
+            ).requires_grad_(False)
+            self.text_modulation = operations.Linear(
+                config.context_dim, 2 * (2 * width + MOTION_CHANNELS), bias=False, **kw
+            )
+            self.refine = _Refinement(config, int(math.log2(factor)) - 1, operations=operations, **kw)
+        else:
+            self.match_scores = conv(MATCH_SIDE**2, MATCH_SIDE**2, 1)
+            self.matches_in = conv(MATCH_SIDE**2, MATCH_CHANNELS, 1)
+            with torch.no_grad():  # the initial scores prefer pixels that are similar and near
+                distance = torch.cartesian_prod(*[torch.arange(-MATCH_RADIUS, MATCH_RADIUS + 1.0)] * 2).square().sum(1)
+                self.match_scores.weight.copy_(-400 / MATCH_SHARPNESS * torch.eye(MATCH_SIDE**2)[..., None, None])
+                self.match_scores.bias.copy_(-distance / MATCH_SHARPNESS)
+
+    def encode(self, latents: Tensor, features: Tensor, pixels: Tensor | None = None) -> WarpInputs:
+        """Compute what is the same for all texts and times, once per clip.
+
+        From the latents and AppearNet's last features (clips, k, C, h, w) of the k pictures: their pixels
+        (clips, k, 3, H, W), which are decoded unless given, and features (clips, k, C', h, w).
+        """
+        if pixels is None:
+            with torch.no_grad():
+                pixels = self.autoencoder.decode(latents.flatten(0, 1)).clamp(0, 1).unflatten(0, latents.shape[:2])
+        joined = torch.cat([features, latents], dim=2)
+        return pixels, self.features_in(_with_other_picture(joined).flatten(0, 1)).unflatten(0, joined.shape[:2])
+
+    @torch.no_grad()
+    def forward(self, inputs: WarpInputs, text: Tensor | None, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Warp clips: returns latents (b·t, C, h, w) and their visibility (b·t, 1, h, w), 0 to 1.
+
+        inputs: the result of `encode` for b clips, or for a divisor of b.
+        text: (b, 1, D), pooled.
+        times: (k, t) or (b, k, t), from the frame of each picture.
+        """
+        rendered = self.render(inputs[0], self.estimate(inputs, text), text, times)
+        rendered, visibility = (x.flatten(0, 1).to(inputs[1].dtype) for x in rendered)
+        latents = self.autoencoder.encode(rendered.contiguous(memory_format=torch.channels_last))
+        return latents, F.avg_pool2d(visibility, self.autoencoder.config.factor)
+
+    def estimate(self, inputs: WarpInputs, text: Tensor | None) -> Tensor:
+        """Estimate the motion of each pixel, (b, k, 4, H, W): its velocity relative to the camera, right and down in
+        units per τ, and two logits, for how near it is and how suitable as background."""
+        pixels, features = inputs
+        h = self.features_norm(features.flatten(0, 1))
+        fine = F.pixel_unshuffle(_with_other_picture(pixels).flatten(0, 1), 2).to(features.dtype)
+        if text is None:
+            velocities, weights = self._estimate_from_matches(h, fine, pixels)
+        else:
+            velocities, weights = self._estimate_from_text(h, fine, text)
+        motion = F.pixel_shuffle(torch.cat([velocities, weights], dim=1).flatten(1, 2), 2)
+        return motion.unflatten(0, (-1, pixels.shape[1]))
+
+    def _estimate_from_text(self, h: Tensor, fine: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Velocities and logits, each (b, 2, 4, H/2, W/2) with the pixels of 2×2 blocks in the third dimension, from
+        normalised features h (clips, C, h, w), pixels `fine` (clips, C', H/2, W/2) and pooled texts (b, 1, D)."""
+        h, fine = (x.repeat(len(text) // len(x), 1, 1, 1) for x in (h, fine))
+        modulation = WEIGHT_SCALE * self.text_modulation(text[:, 0].to(h.dtype))[..., None, None]
+        scale, shift, fine_scale, fine_shift = modulation.split([h.shape[1]] * 2 + [MOTION_CHANNELS] * 2, dim=1)
+        h = self._motion_features(h * (1 + scale) + shift, fine)
+        h = self.refine(h * (1 + fine_scale) + fine_shift, text[:, 0].to(h.dtype))
+        regions, weights = self._motion_head(h)
+        masks = torch.sigmoid(4 * regions - 2)
+        return torch.einsum("bjshw,bji->bishw", masks, self._vectors_of(text)[:, :REGIONS]), weights
+
+    def _estimate_from_matches(self, h: Tensor, fine: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The same without text, from two pictures' pixels (clips, 2, 3, H, W); h and `fine` have 2·clips rows."""
+        probabilities, matched = self._match_pixels(pixels)
+        fine = torch.cat([fine, self.matches_in(probabilities.to(h.dtype))], dim=1)
+        motions, weights = self._motion_head(self._motion_features(h, fine))
+        velocities = WEIGHT_SCALE * motions[:, :2] + torch.sigmoid(motions[:, 2:]) * matched[:, :, None]
+        return velocities, weights
+
+    def _motion_features(self, h: Tensor, fine: Tensor) -> Tensor:
+        """Combine features (n, C, h, w) and pixels (n, C', H/2, W/2) to features (n, MOTION_CHANNELS, H/2, W/2)."""
+        h = self.upsample(F.silu(self.features_mid(F.silu(h))))
+        return self.pixels_norm(self.pixels_in(torch.cat([h, fine], dim=1)))
+
+    def _motion_head(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Motions (n, self.motions, 4, H/2, W/2) and logits (n, 2, 4, H/2, W/2) from the features."""
+        return self.head(F.silu(h)).float().unflatten(1, (-1, 4)).split([self.motions, 2], dim=1)
+
+    def _match_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Match the pixels of two pictures (clips, 2, 3, H, W), each with those of the other one.
+
+        Returns the probabilities of the displacements, (clips·2, MATCH_SIDE², H/2, W/2), and the expected displacement
+        as a velocity, (clips·2, 2, H/2, W/2).
+        """
+        first, indices = downsample(pixels), range(MATCH_SIDE)
+        height, width = first.shape[-2:]
+        second = F.pad(first.flip(1).flatten(0, 1), [MATCH_RADIUS] * 4, mode="replicate")
+        first = first.flatten(0, 1)
+        costs = [(second[..., y:, x:][..., :height, :width] - first).abs().mean(1) for y in indices for x in indices]
+        cost = F.avg_pool2d(torch.stack(costs, dim=1), 3, stride=1, padding=1, count_include_pad=False)
+        probabilities = torch.softmax(MATCH_SHARPNESS * self.match_scores(cost).float(), dim=1)
+        # A displacement has a unit of two pixels, and takes a time of two τ.
+        velocity = torch.arange(-MATCH_RADIUS, MATCH_RADIUS + 1, device=pixels.device) / self.unit
+        right, down = (probabilities.unflatten(1, (MATCH_SIDE, MATCH_SIDE)).sum(dim) for dim in (1, 2))
+        return probabilities, torch.stack([torch.einsum("bshw,s->bhw", x, velocity) for x in (right, down)], dim=1)
+
+    def render(self, pixels: Tensor, motion: Tensor, text: Tensor | None, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Render frames: pixels (b, t, 3, H, W) and their visibility (b, t, 1, H, W), 0 to 1.
+
+        pixels: (clips, k, 3, H, W); motion: the result of `estimate`, (b, k, 4, H, W); text and times as in `forward`.
+        """
+        if text is not None:
+            motion = _dilate_moving(torch.cat([self._snap_velocities(motion[:, :, :2], text), motion[:, :, 2:]], dim=2))
+        velocities, nearness, background = motion.split([2, 1, 1], dim=2)
+        pixels = pixels.float().repeat(len(motion) // len(pixels), 1, 1, 1, 1)
+        # Nearer pixels cover farther ones. The background fills the holes, at half the resolution.
+        weights = (4 * torch.tanh(nearness / 4)).exp(), torch.sigmoid(background)
+        front, back = (torch.cat([weight * pixels, weight], dim=2)[:, None] for weight in weights)  # (b, 1, k, …)
+        back = downsample(back)
+        if times.shape[-2] > 1:
+            closeness = (1 - times.abs() / times.abs().sum(dim=-2, keepdim=True)).mT[..., None, None, None]
+            front, back = front * closeness, back * closeness
+        places = self._trajectories(velocities, text, times)
+        return compose(splat_clip(front, places), splat_clip(back, (downsample(places) - 0.5) / 2))
+
+    def flow(self, motion: Tensor, text: Tensor | None) -> Tensor:
+        """The velocity of every pixel in its own picture, with the camera's, (b, k, 2, H, W): right and down, in pixels
+        per τ."""
+        velocities = motion[:, :, :2]
+        if text is not None:
+            affine, (places, _) = self._camera(text), self._pixel_grid(motion)
+            camera = torch.einsum("bij,jhw->bihw", affine[:, :2, :2], places) + affine[:, :2, 2, None, None]
+            velocities = velocities + camera[:, None]
+        else:  # the pixels of the last frame move backwards in time
+            velocities = torch.stack([velocities[:, 0], -velocities[:, 1]], dim=1)
+        return self.unit * velocities
+
+    def _trajectories(self, velocities: Tensor, text: Tensor | None, times: Tensor) -> Tensor:
+        """The position of each pixel at each time, (b, t, k, 2, H, W): x and y in pixels."""
+        places, middle = self._pixel_grid(velocities)
+        times = times.mT[..., None, None]
+        if text is None:
+            return middle + self.unit * (places + times.abs()[..., None] * velocities[:, None])
+        moves = torch.linalg.matrix_exp(times * self._camera(text)[:, None, None])[..., :2, :]
+        camera = torch.einsum("btkij,jhw->btkihw", moves[..., :2], places) + moves[..., 2, None, None]
+        return middle + self.unit * (camera + times[..., None] * velocities[:, None])
+
+    def _vectors_of(self, text: Tensor) -> Tensor:
+        """Pooled texts (b, 1, D) to vectors (b, REGIONS + 3, 2): the velocities of the regions, the columns of M."""
+        return WEIGHT_SCALE * self.region_velocities(text).float().unflatten(2, (-1, 2))[:, 0]
+
+    def _snap_velocities(self, velocities: Tensor, text: Tensor) -> Tensor:
+        """Replace velocities (b, 1, 2, H, W) by the nearest velocity of a thing in the text, or by 0, since the text
+        determines them exactly. Velocities remain unchanged for a text without moving things."""
+        named = self.colour_velocities(text[:, 0]).float().unflatten(1, (-1, 2))
+        moving = (named.norm(dim=2) / MIN_VELOCITY).clamp(max=1)
+        weights, choices = F.pad(moving, (1, 0), value=1.0), F.pad(named, (0, 0, 1, 0))[..., None, None]  # 0 first
+        distance = (velocities - choices).square().sum(2)
+        chosen = torch.softmax(weights.log()[..., None, None] - distance / (2 * VELOCITY_TOLERANCE**2), dim=1)
+        snapped = (chosen[:, :, None] * choices).sum(1, keepdim=True)
+        return torch.lerp(velocities, snapped, moving.amax(dim=1).view(-1, 1, 1, 1, 1))
+
+    def _camera(self, text: Tensor) -> Tensor:
+        """The camera's motion M of pooled texts, (b, 3, 3); its last row is zero."""
+        return F.pad(self._vectors_of(text)[:, REGIONS:].transpose(1, 2), (0, 0, 0, 1))
+
+    def _pixel_grid(self, motion: Tensor) -> tuple[Tensor, Tensor]:
+        """The positions (2, H, W) of the pixels of maps (…, H, W) from the picture's centre, in units, and the position
+        (2, 1, 1) of the centre, in pixels."""
+        y, x = (torch.arange(n, device=motion.device) - (n - 1) / 2 for n in motion.shape[-2:])
+        places = torch.stack(torch.meshgrid(x, y, indexing="xy"))
+        return places / self.unit, -places[:, :1, :1]
+
+
+class _Refinement(nn.Module):
+    """A U-Net from half the picture's resolution down to that of the latents, modulated by the text at every level.
+
+    It has a larger receptive field, to distinguish the thing in the text from similar ones. It starts as the identity.
+    """
+
+    def __init__(self, config: DemoNetworkConfig, levels: int, *, operations: Any = nn, **kw):
+        super().__init__()
+        parts = {"operations": operations, **kw}
+        widths = [MOTION_CHANNELS + CHANNELS_PER_LEVEL * level for level in range(levels + 1)]
+
+        def res(channels):
+            return ResBlock(channels, config.context_dim, channels, config.norm_groups, True, **parts)
+
+        self.text_in = operations.Linear(config.context_dim, config.context_dim, **kw)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for width, wider in pairwise(widths):
+            shrink = nn.Sequential(operations.Conv2d(width, wider, 3, stride=2, padding=1, **kw))
+            enlarge = zero(nn.Sequential(operations.Conv2d(wider, 4 * width, 1, **kw), nn.PixelShuffle(2)))
+            self.down.append(nn.ModuleList([shrink, res(wider)]))
+            self.up.insert(0, nn.ModuleList([enlarge, res(width)]))
+        lowest, _ = self.down[-1].children()
+        assert isinstance(lowest, nn.Sequential)
+        channels = widths[-1]
+        lowest.append(SpatialTransformer(channels, channels // CHANNELS_PER_LEVEL, config.norm_groups, **parts))
+
+    def forward(self, h: Tensor, text: Tensor) -> Tensor:
+        """h (b, MOTION_CHANNELS, H/2, W/2) and pooled texts (b, D) to the shape of h."""
+        text_in, skips = self.text_in(text), []
+        for level in self.down:
+            shrink, block = level.children()
+            skips.append(h)
+            h = block(shrink(h), text_in)
+        for level in self.up:
+            enlarge, block = level.children()
+            h = block(skips.pop() + enlarge(h), text_in)
+        return h
+
+
+def _dilate_moving(motion: Tensor) -> Tensor:
+    """Dilate the moving regions of a motion (b, 1, 4, H, W), because the autoencoder blurs a thing into the pixels
+    around it: these get the thing's velocity and nearness, and do not fill the hole that it leaves."""
+    velocities, nearness, background = motion[:, 0].split([2, 1, 1], dim=1)
+    speed = velocities.norm(dim=1, keepdim=True)
+    moving = (speed / MIN_VELOCITY).clamp(max=1)
+    _, fastest = F.max_pool2d(speed, 3, stride=1, padding=1, return_indices=True)
+    velocities = velocities.flatten(2).gather(2, fastest.flatten(2).expand(-1, 2, -1)).view_as(velocities)
+    background = background - BACKGROUND_LOGIT * F.max_pool2d(moving, 5, stride=1, padding=2)
+    return torch.cat([velocities, nearness + FRONT_LOGIT * moving, background], dim=1)[:, None]
+
+
+def _with_other_picture(pictures: Tensor) -> Tensor:
+    """(clips, 1, C, …) unchanged; (clips, 2, C, …) to (clips, 2, 2·C, …): to each picture the channels of the other."""
+    return pictures if pictures.shape[1] == 1 else torch.cat([pictures, pictures.flip(1)], dim=2)

@@ -1,0 +1,211 @@
+"""What the bundled models add to the paper's network: a motion embedding, preconditioning around a prediction, and
+the forward warp that makes it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from demo_networks import VARIANTS
+from networks import TINY, assert_channels_last_is_kept, assert_layers_are_the_given_ones, inputs, predict, randomised
+
+from microcinema_core.config import BASE, LAMBDA
+from microcinema_core.demo.config import DEMO_BASE
+from microcinema_core.demo.network import DemoUNet, pooled
+from microcinema_core.demo.warp import REGIONS
+from microcinema_core.diffusion import NoiseSchedule
+from microcinema_core.model import MicroCinemaUNet, build
+from microcinema_core.model.clips import Clips, over_frames
+from microcinema_core.model.parameters import parameter_table
+
+
+def test_a_configuration_gets_its_class():
+    assert type(build(TINY, device="meta")) is MicroCinemaUNet
+    assert {type(build(config, device="meta")) for config in VARIANTS.values()} == {DemoUNet}
+
+
+def test_without_its_additions_it_is_the_papers_network_to_the_bit():
+    paper, demo = randomised(build(TINY)), build(VARIANTS["none"])
+    demo.load_state_dict(paper.state_dict())
+    assert torch.equal(predict(demo, *inputs(2)), predict(paper, *inputs(2)))
+
+
+def test_motion_embedding_is_counted_where_there_is_one():
+    assert parameter_table(DEMO_BASE)["motion embedding"] == 2 * 128 * 256
+    assert "motion embedding" not in parameter_table(BASE)
+
+
+# The frames of the condition
+
+
+@pytest.mark.parametrize("frames", [2, 4, 5, 8])
+def test_one_frame_of_every_clip_is_the_picture(frames):
+    """With a preconditioned network the picture's own frame has no residual: its v at t = 0 is that of the picture."""
+    net = randomised(build(VARIANTS["warp"]))
+    latents, text = torch.randn(1, 1, 4, 8, 8), torch.randn(1, 3, 12)
+    x = torch.zeros(frames, 4, 8, 8)
+    with torch.no_grad():
+        out = predict(net, x, torch.tensor([999.0]), text, latents, frames)
+    sigma = NoiseSchedule().noise_level(torch.tensor([999.0]))
+    # v = √ᾱ·noise − √(1−ᾱ)·z_0 with z_t = 0: noise = −√ᾱ/√(1−ᾱ)·z_0
+    expected = -((1 - sigma**2) / sigma + sigma) * latents[0, 0]
+    close = [torch.allclose(frame, expected, atol=1e-4) for frame in out]
+    assert close == [index == frames // 2 for index in range(frames)]
+
+
+# The motion embedding
+
+
+def test_motion_embedding_is_zero_at_the_centre_and_follows_the_text():
+    net = randomised(build(VARIANTS["motion"]))
+    context = torch.randn(2, 7, 12)
+    with torch.no_grad():
+        added = net.embed_motion(pooled(context), net.tau(torch.arange(-2, 3))).unflatten(0, (2, 5))
+        text = (context - context[:, 6:]).sum(dim=1) / 7**0.5
+        linear, quadratic = text @ net.motion_linear.weight.T, text @ net.motion_quadratic.weight.T
+    assert not added[:, 2].any()
+    torch.testing.assert_close(added[:, 4], linear + quadratic)
+    torch.testing.assert_close(added[:, 0], quadratic - linear)
+    torch.testing.assert_close(added[:, 3], linear / 2 + quadratic / 4)
+
+
+# The residual
+
+
+def batch_of(x, timesteps, condition=None):
+    """Clips of five frames x (b·5, C, h, w) at timesteps (b,)."""
+    return Clips(x, timesteps.repeat_interleave(5), None, condition, torch.arange(5.0) - 2)
+
+
+@pytest.mark.parametrize("config", [VARIANTS["residual"], replace(VARIANTS["residual"], condition="ends")])
+def test_residual_preconditioning_turns_edms_target_into_v(config):
+    """Karras et al. 2022, table 1: r = c_skip·y + c_out·F with y = z_t − √ᾱ·z̄; that F must give v of the whole clip."""
+    net = build(config)
+    schedule, timesteps = NoiseSchedule(), torch.tensor([3, 777])
+    alpha, sigma = (x.view(-1, 1, 1, 1, 1) for x in schedule.vp(timesteps))
+    clips, noise = torch.randn(2, 2, 5, config.latent_channels, 8, 8)
+    static = over_frames(clips[:, [2]] if config.condition == "centre" else clips[:, [0, -1]], 5)
+    noisy, rho = alpha * clips + sigma * noise, 0.5
+    q = (alpha**2 * rho**2 + sigma**2).sqrt()
+    target = (clips - static - rho**2 * alpha / q**2 * (noisy - alpha * static)) * q / (rho * sigma)
+    is_new = torch.ones(10, 1, 1, 1, dtype=bool)
+    batch = batch_of(noisy.flatten(0, 1), timesteps)
+    found = net._precondition(target.flatten(0, 1), batch, static.flatten(0, 1), is_new)
+    torch.testing.assert_close(found, (alpha * noise - sigma * clips).flatten(0, 1), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "shown"), [("like the demo", [2]), ("warp between ends", [0, -1])])
+def test_frames_that_the_condition_shows_come_out_as_it_shows_them(name, shown):
+    net = randomised(build(VARIANTS[name]))
+    x, timesteps, context, latents = inputs(2, VARIANTS[name])
+    v = predict(net, x, timesteps, context, latents).unflatten(0, (2, 5))
+    alpha, sigma = (value.view(-1, 1, 1, 1, 1) for value in NoiseSchedule().vp(timesteps))
+    denoised = alpha * x.unflatten(0, (2, 5)) - sigma * v
+    torch.testing.assert_close(denoised[:, shown], latents, rtol=1e-3, atol=1e-3)
+    assert (denoised[:, 1] - latents[:, 0]).abs().mean() > 0.1
+
+
+def test_untrained_residual_network_predicts_a_static_clip():
+    config = VARIANTS["residual"]
+    x, timesteps, context, latents = inputs(2, config, 5)
+    timesteps = torch.full_like(timesteps, 999)  # hardly anything but noise: what is predicted is the condition
+    with torch.no_grad():
+        v = predict(build(config), x, timesteps, context, latents, 5).unflatten(0, (2, 5))
+    alpha, sigma = (float(value) for value in NoiseSchedule().vp(torch.tensor(999)))
+    denoised = alpha * x.unflatten(0, (2, 5)) - sigma * v
+    assert (denoised - latents).abs().max() < 0.1 * latents.abs().max()
+
+
+# Pictures between two
+
+
+def test_pictures_between_two_go_along_the_paths_of_the_warp():
+    net, pictures = randomised(build(VARIANTS["warp between ends"])), torch.rand(1, 2, 3, 32, 32)
+    *_, latents = inputs(1, VARIANTS["warp between ends"])
+    with torch.no_grad():
+        frames = net.interpolate_pictures(net.encode_condition(latents), pictures, 5)
+    assert frames.shape == (1, 5, 3, 32, 32)
+    for frame, picture in ((frames[:, 0], pictures[:, 0]), (frames[:, -1], pictures[:, 1])):
+        assert (frame - picture).abs().mean() < 0.05
+    assert (frames - over_frames(pictures, 5))[:, 2].abs().mean() > 0.1
+
+
+def test_without_a_warp_pictures_between_two_are_their_blend():
+    config = replace(VARIANTS["residual"], condition="ends")
+    net, pictures = build(config), torch.rand(1, 2, 3, 32, 32)
+    *_, latents = inputs(1, config)
+    frames = net.interpolate_pictures(net.encode_condition(latents), pictures, 5)
+    assert torch.equal(frames, over_frames(pictures, 5))
+
+
+# The motion's amplitude
+
+
+def test_motion_is_as_large_as_the_noisy_clip_shows():
+    """And smaller where the noise itself looks more like the condition."""
+    torch.manual_seed(0)
+    net = build(replace(VARIANTS["warp"], residual_std=0.01, amplitude_std=0.2))
+    with torch.no_grad():
+        net.forward_warp.region_velocities.weight[2 * (REGIONS + 2)] = 0.2  # 3 pixels to the right, for the text below
+        latents, text, times = torch.randn(1, 1, 4, 8, 8), torch.full((1, 1, 12), 0.2), torch.linspace(-1, 1, 5)[None]
+        condition = net.encode_condition(latents, lambda_=LAMBDA)
+        warp_inputs = condition.warp_inputs
+        static = net.forward_warp(warp_inputs, text, 0 * times)[0]  # z^c, as this untrained autoencoder has it
+        used = []
+        net.forward_warp.register_forward_pre_hook(lambda _, args: used.append(args[2].max().item()))
+
+        def amplitude(shown, gamma, timestep, text=text):
+            alpha, sigma = NoiseSchedule().vp(torch.tensor(timestep))
+            clip = net.forward_warp(warp_inputs, text, times * shown)[0] if shown else 0
+            noise = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(1)) + (LAMBDA + gamma) * static
+            batch = batch_of(alpha * clip + sigma * noise, torch.tensor([timestep]), condition)
+            net._warp(batch, static, text, times)
+            return used[-1]
+
+        assert amplitude(1.1, 0, 0) - amplitude(1.0, 0, 0) == pytest.approx(0.1, abs=0.02)
+        motions = [amplitude(0, gamma, 999) for gamma in (-0.3, 0, 0.3)]
+        condition.lambda_ = LAMBDA + 0.3  # of a run whose noise has the same mean by λ alone: no less motion is meant
+        assert amplitude(0, 0.3, 999) == pytest.approx(motions[1], abs=1e-5)
+        condition.lambda_ = LAMBDA
+        assert motions[0] > motions[1] > motions[2]
+        assert amplitude(1.1, 0, 0, 0 * text) == 1
+
+
+# As in the paper's network
+
+
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
+def test_every_parameter_learns(config):
+    net = randomised(build(config))
+    x, timesteps, context, latents = inputs(2, config)
+    condition = net.encode_condition(latents)
+    out = net(x, timesteps, context, condition=condition, num_video_frames=5)
+    assert out.shape == x.shape
+    loss = out.square().mean()
+    if config.forward_warp:  # its paths learn from where pixels go
+        clips, k, _, height, width = latents.shape
+        pixels, text = torch.rand(clips, k, 3, 4 * height, 4 * width), pooled(context) if context is not None else None
+        motion = net.forward_warp.estimate(net.forward_warp.encode(latents, condition.features, pixels), text)
+        times = net.time_since_key_frame(net.tau(torch.arange(5) - 2))
+        loss = loss + net.forward_warp.render(pixels, motion, text, times)[0].mean()
+    loss.backward()
+    learned = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    assert [name for name, p in learned.items() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("name", ["motion", "like the demo"])
+def test_timesteps_per_clip_equal_timesteps_per_frame(name):
+    net = randomised(build(VARIANTS[name]))
+    x, timesteps, context, latents = inputs(2, VARIANTS[name])
+    per_clip = predict(net, x, timesteps, context, latents)
+    per_frame = predict(net, x, timesteps.repeat_interleave(5), context, latents)
+    torch.testing.assert_close(per_clip, per_frame, rtol=1e-4, atol=1e-5)
+
+
+def test_channels_last_gives_the_same_and_stays_channels_last():
+    assert_channels_last_is_kept(randomised(build(VARIANTS["like the demo"])), VARIANTS["like the demo"])
+
+
+def test_all_layers_come_from_the_given_operations():
+    assert_layers_are_the_given_ones(VARIANTS["like the demo"])

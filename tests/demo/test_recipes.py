@@ -1,0 +1,353 @@
+"""The bundled models' training: it can be killed and resumed without a trace, and ends in a model file."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from demo_networks import VARIANTS, tiny_demo_base
+from safetensors.torch import load_file
+from short_runs import CONFIG as GENERIC
+from short_runs import full_disk, log_of, same_files
+from tiny import random_model
+
+from microcinema_core.checkpoint import LoadedModel, load_model, save_model
+from microcinema_core.demo import recipes, shards, video
+from microcinema_core.demo.autoencoder import train_autoencoder
+from microcinema_core.demo.captions import COLOURS
+from microcinema_core.demo.config import DEMO_BASE, DEMO_INTERPOLATION
+from microcinema_core.demo.recipes import DemoTrainingConfig
+from microcinema_core.demo.scenes import draw_clip
+from microcinema_core.demo.warp import ForwardWarp
+from microcinema_core.errors import MicroCinemaError
+from microcinema_core.files import locked, make_folder
+from microcinema_core.metrics.quality import psnr
+from microcinema_core.model import build
+from microcinema_core.model.autoencoder import Autoencoder
+
+ROOT = Path(__file__).parents[2]
+CONFIG = DemoTrainingConfig(**asdict(GENERIC), task="diffusion", shards=1, text_steps=2)
+DEMO_SHAPE = DEMO_BASE.network.frames, DEMO_BASE.width, False  # of its shards
+
+
+# --- a video model ---
+
+
+class PowerCut(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def autoencoder(demo_config):
+    return random_model(demo_config).autoencoder
+
+
+@pytest.fixture(scope="module")
+def runs(demo_config, demo_ends_config, autoencoder, tmp_path_factory):
+    """Runs of one tiny configuration over one pool of 20 scenes: `run(name, at)` calls `at` at every step."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def run(name, at=lambda step: None, kind="centre"):
+        losses, steps = video.MotionObjective.losses, []
+
+        def watched(objective, model, *arguments):
+            if not steps or model is steps[0]:  # the model that is trained, not its average
+                at(len(steps))
+                steps.append(model)
+            return losses(objective, model, *arguments)
+
+        model_config = demo_config if kind == "centre" else demo_ends_config
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shards, "CLIPS_PER_SHARD", 20)
+            patch.setattr(video.MotionObjective, "losses", watched)
+            result = video.train_video(CONFIG, model_config, autoencoder, root / name, root / kind)
+        return root / name, result
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(runs):
+    return runs("whole")
+
+
+def test_resumed_after_a_signal_it_is_the_run_that_was_never_stopped(runs, whole):
+    with pytest.raises(KeyboardInterrupt):
+        runs("stopped", at=lambda step: step == 2 and os.kill(os.getpid(), signal.SIGTERM))
+    folder, resumed = runs("stopped")
+    assert same_files(folder / "state.safetensors", whole[0] / "state.safetensors")
+    expected = whole[1].network.state_dict()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in resumed.network.state_dict().items())
+
+
+def test_resumed_after_a_power_cut_it_is_the_run_that_was_never_cut(runs, whole):
+    def at(step):
+        if step == 3:
+            raise PowerCut  # state was saved at step 2
+
+    with pytest.raises(PowerCut):
+        runs("cut", at)
+    folder, _ = runs("cut")
+    assert same_files(folder / "state.safetensors", whole[0] / "state.safetensors")
+
+
+def test_training_changes_every_part_of_the_model(whole):
+    state = load_file(whole[0] / "state.safetensors")
+    moments = {key: tensor for key, tensor in state.items() if key.startswith("optimizer.exp_avg_sq.")}
+    assert all(
+        f"optimizer.exp_avg_sq.{name}" in moments for name in ("network.out.2.weight", "network.condition_in.weight")
+    )
+    for part in ("network.temporal_convs", "network.temporal_transformers", "network.appearance_injections"):
+        assert any(tensor.any() for key, tensor in moments.items() if f".{part}" in key), part
+    assert not any(".text." in key for key in moments), "the text tower is frozen"
+
+
+def test_log_has_noise_bands_and_the_swapped_caption(whole):
+    rows = log_of(whole[0])
+    assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6]
+    assert {key for row in rows for key in row if key.startswith("loss_band")} >= {"loss_band0", "loss_band3"}
+    held_out = [row for row in rows if "held_out" in row]
+    assert [row["step"] for row in held_out] == [6]
+    assert held_out[-1]["held_out"] != held_out[-1]["held_out_swapped"]
+    assert sorted(path.name for path in whole[0].glob("*.png")) == ["samples-000006.png"]
+
+
+def test_interpolation_trains_without_text(runs):
+    folder, result = runs("between", kind="ends")
+    assert result.text is None and result.config.network.condition == "ends"
+    assert "held_out_swapped" not in log_of(folder)[-1] and "held_out" in log_of(folder)[-1]
+
+
+# --- a forward warp ---
+
+
+def test_motion_is_measured_in_every_pixel():
+    found = torch.full((2, 1, 2, 96, 96), 2.0)
+    found[..., ::2], found[..., 1::2] = 1.0, 3.0  # right on average only
+
+    class Pan:
+        def warp(self, condition, pixels, tokens, index):
+            return found, torch.full((2, 3, 96, 96), 0.5)
+
+    objective, frame = video.MotionObjective(DEMO_BASE), torch.full((2, 3, 96, 96), 0.8)
+    for flow, expected in ((found, 0.1), (torch.full_like(found, 2.0), 2.01**0.5)):  # never quite 0
+        flow_error, pixel_error = objective.motion_losses(Pan(), None, None, flow, frame, None, 8)
+        torch.testing.assert_close(flow_error, torch.full((2,), expected))
+        torch.testing.assert_close(pixel_error, torch.full((2,), 0.271**0.5))
+
+
+def test_a_warp_is_taught_from_what_the_autoencoder_makes_of_a_picture(autoencoder, monkeypatch, tmp_path):
+    monkeypatch.setattr(shards, "CLIPS_PER_SHARD", 2)
+    shard = shards.draw_shard(tmp_path, 0, 3, 16, False)
+    frame = shards.load([shard], "frames")[:, [1]]
+    decoded = load_file(video.decode_shard(shard, autoencoder, torch.tensor([1])))
+    expected = autoencoder.encode(frame[:, 0].float() / 255)
+    torch.testing.assert_close(decoded["latents"][:, 0].float(), expected, rtol=1e-2, atol=1e-2)
+    expected = autoencoder.decode(decoded["latents"][:, 0].float()).clamp(0, 1)
+    torch.testing.assert_close(decoded["pixels"][:, 0] / 255, expected, rtol=0, atol=0.6 / 255)
+
+
+def test_the_flow_of_drawn_ends_takes_both_to_the_frame_between():
+    clips = (draw_clip(seed, frames=5, size=96) for seed in range(100))
+    clip = next(clip for clip in clips if (clip.motion, clip.speed) == ("left", "quickly"))
+    warp = ForwardWarp(DEMO_INTERPOLATION.network)
+    ends, ways = clip.frames[[0, -1]], torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)  # each on its way to the other
+    motion = F.pad(2 * clip.flow[[0, -1]] / warp.unit * ways, (0, 0, 0, 0, 0, 2))[None]
+    torch.testing.assert_close(warp.flow(motion, None)[0] / 2, clip.flow[[0, -1]])
+    rendered, _ = warp.render(ends[None], motion, None, torch.tensor([[1.0], [-1.0]]))
+    between = clip.frames[2]
+    assert psnr(rendered[0, 0], between) > psnr(ends.mean(0), between) + 6
+
+
+def test_a_warp_begins_with_the_velocities_of_the_colours():
+    warp = ForwardWarp(DEMO_BASE.network)
+    directions = torch.eye(DEMO_BASE.network.context_dim)  # of a text tower that gives each meaning its own one
+    video.initialise_colours(warp, directions, DEMO_BASE)
+    red = list(COLOURS).index("red")
+    text = directions[None, None, 6 + 2 * red]  # red moves right, neither slowly nor quickly
+    found = warp.unit * warp._vectors_of(text)[0]
+    expected = torch.zeros_like(found)
+    expected[red, 0] = 4 * 3.0  # pixels from the centre to the end of nine frames
+    torch.testing.assert_close(found, expected)
+    named = warp.unit * warp.colour_velocities(directions[6 + 2 * red])
+    torch.testing.assert_close(named, expected[: len(COLOURS)].flatten())
+
+
+# --- the autoencoder ---
+
+
+def test_autoencoder_run_ends_with_unit_variance_latents(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "CLIPS_PER_SHARD", 20)
+    config = replace(CONFIG, steps=2, crop=16, sample_every=2, kl_weight=1e-6, learning_rate=1e-5)
+    model_config = replace(DEMO_BASE, width=32, height=32)
+    model = train_autoencoder(config, model_config, tmp_path / "run", tmp_path / "scenes")
+    frames = shards.load(sorted((tmp_path / "scenes").glob("*.safetensors")), "frames")[:-8, 0].float() / 255
+    latents = model.encode(frames)
+    assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(16), atol=1e-2)
+    assert torch.allclose(latents.std((0, 2, 3)), torch.ones(16), atol=1e-2)
+    rows = log_of(tmp_path / "run")
+    assert rows[0].keys() >= {"psnr", "kl"} and rows[1]["held_out_psnr"] > 10
+
+
+# --- shards ---
+
+
+def test_a_full_disk_leaves_no_part_of_a_shard(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "CLIPS_PER_SHARD", 2)
+    with full_disk(1000), pytest.raises(MicroCinemaError, match="scenes-16px.*could not be written .*make room"):
+        shards.draw_shard(tmp_path, 0, 3, 16, False)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- settings ---
+
+AUTOENCODER = {"task": '"autoencoder"'}
+GOOD = 'task = "diffusion"\nmodel = "demo-base"\nsteps = 3\nbatch_size = 1\nlearning_rate = 1e-3\n'
+
+
+@pytest.fixture
+def toml(tmp_path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(GOOD)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_repositorys_configurations_can_be_read(path):
+    assert DemoTrainingConfig.read(path, {"steps": "20", "autoencoder": '"x"'}).steps == 20
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"colour": "1"}, "unknown setting colour"),
+        ({"kl_weight": "-1"}, "kl_weight cannot be -1: give a number from 0 to 1000"),
+        ({"text_drop": "1.5"}, "text_drop cannot be 1.5: give a number from 0 to 1 (a share), such as 0.1"),
+        ({"time_power": "[1.0, nan]"}, "time_power cannot be [1.0, nan]: give two numbers"),
+        ({"flow_bfloat16": "1"}, "flow_bfloat16 cannot be 1: give true or false"),
+        ({"task": "2024-01-01"}, "give 'autoencoder' or 'diffusion'"),
+        ({"learning_rate": "-1"}, "learning_rate cannot be -1: give a number above 0 and up to 10, such as"),
+        ({"batch_size": "3", "processes": "2"}, "batch_size cannot be 3: give a multiple of processes (2)"),
+    ],
+)
+def test_bad_settings_are_named(toml, setting, words):
+    with pytest.raises(MicroCinemaError) as caught:
+        DemoTrainingConfig.read(toml, setting)
+    assert words in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_run_without_a_task_is_refused(toml):
+    toml.write_text(GOOD.replace('task = "diffusion"\n', ""))
+    with pytest.raises(MicroCinemaError, match="task is missing: give it a value"):
+        DemoTrainingConfig.read(toml)
+
+
+def test_the_learning_rate_has_a_course_for_the_motion_and_one_for_the_rest():
+    config = replace(CONFIG, steps=100, flow_steps=30)
+    assert [config.phase(step) for step in (0, 29, 30, 99)] == [(0, 30), (0, 30), (30, 100), (30, 100)]
+
+
+def test_a_run_is_the_same_wherever_its_autoencoder_lies():
+    config, elsewhere = replace(CONFIG, autoencoder="a"), replace(CONFIG, autoencoder="b")
+    assert config.identity() == elsewhere.identity()
+    assert config.identity() != replace(CONFIG, text_drop=0.2).identity()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"model": '"nobody"'}, ["nobody", "demo-base"]),
+        ({"model": '"base"'}, ["unknown model 'base'", "demo-base, demo-interpolation"]),
+        ({**AUTOENCODER, "model": '"base"'}, ["unknown model 'base'", "demo-base, demo-interpolation"]),
+        ({"task": '"cooking"'}, ["cooking", "'autoencoder' or 'diffusion'"]),
+        ({"autoencoder": '"missing.safetensors"'}, ["missing.safetensors", "demo-autoencoder.toml"]),
+        ({**AUTOENCODER, "crop": "50"}, ["crop cannot be 50: give a multiple of 8 pixels up to 96, such as 48"]),
+        ({**AUTOENCODER, "crop": "104"}, ["crop cannot be 104: give a multiple of 8 pixels up to 96, such as 96"]),
+    ],
+)
+def test_runs_that_cannot_start_say_why(toml, tmp_path, setting, words):
+    with pytest.raises(MicroCinemaError) as caught:
+        recipes.main(toml, tmp_path / "run", setting)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_motion_is_not_taught_to_a_model_without_a_warp():
+    config = replace(CONFIG, flow_steps=2)
+    with pytest.raises(MicroCinemaError, match="flow_steps cannot be 2: 'tiny-base' has no forward warp, give 0"):
+        config.check(tiny_demo_base())
+    config.check(replace(DEMO_BASE, network=replace(VARIANTS["like the demo"], context_dim=128)))
+
+
+@pytest.mark.parametrize("out", ["run.toml", "run.toml/inside", "a\0b", "x" * 300])
+def test_a_folder_that_cannot_be_made_is_named(toml, tmp_path, out):
+    with pytest.raises(MicroCinemaError, match="the folder .* cannot be made .*: choose another one"):
+        recipes.main(toml, tmp_path / out, AUTOENCODER)
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_folder_belongs_to_one_run(toml, tmp_path, processes):
+    settings = AUTOENCODER | {"batch_size": "2", "processes": processes}
+    with locked(tmp_path / "run"), pytest.raises(MicroCinemaError, match="another run .* works in .*--out"):
+        recipes.main(toml, tmp_path / "run", settings)
+
+
+def test_a_run_of_other_settings_is_refused_before_it_begins(toml, tmp_path, whole):
+    with pytest.raises(MicroCinemaError, match="is of a run with .*learning_rate 0.01.*, not .*--out"):
+        recipes.main(toml, whole[0], AUTOENCODER)
+
+
+def test_what_ends_one_of_several_processes_is_reported_in_one_sentence(toml, tmp_path):
+    make_folder(tmp_path / "scenes")
+    shards.shard_path(tmp_path / "scenes", 0, *DEMO_SHAPE).write_bytes(b"half")
+    settings = AUTOENCODER | {"batch_size": "2", "processes": "2", "shards": "1"}
+    with pytest.raises(MicroCinemaError, match="is damaged .*: delete it"):
+        recipes.main(toml, tmp_path / "run", settings)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.lock"]
+
+
+# --- the command ---
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_command_is_stopped_and_goes_on_to_a_model(tmp_path, monkeypatch, processes):
+    """20 steps of the demo model at its true size, on shards that are drawn beforehand and small."""
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "CLIPS_PER_SHARD", 18)
+        small = shards.draw_pool(tmp_path / "scenes", 2, *DEMO_SHAPE, workers=1)
+    for index, path in enumerate(small):  # under the names of whole ones
+        path.rename(shards.shard_path(tmp_path / "scenes", index, *DEMO_SHAPE))
+    model = LoadedModel(DEMO_BASE, build(DEMO_BASE.network), Autoencoder(DEMO_BASE.autoencoder), None)
+    save_model(tmp_path / "autoencoder.safetensors", model)
+    out = tmp_path / "run"
+    settings = {"autoencoder": '"autoencoder.safetensors"', "steps": 20, "batch_size": 2, "shards": 1, "log_every": 1}
+    settings |= {"warmup": 5, "threads": 1, "workers": 1, "processes": processes, "flow_steps": 4}
+    settings |= {"text_steps": 20, "flow_shards": 1}
+    command = [sys.executable, "-m", "microcinema_core", "train", "configs/demo-base.toml", "--out", str(out)]
+    command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "log.jsonl").exists() or len(log_of(out)) < 6:
+        assert running.poll() is None and time.monotonic() < deadline, running.communicate()[0]
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    said = running.communicate(timeout=60)[0]
+    assert running.returncode == 130 and "run the same command to go on" in said, said
+    assert not (out / "demo-base.safetensors").exists()
+
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    assert "resumed at step" in finished.stdout
+    assert [row["step"] for row in log_of(out) if "loss" in row] == list(range(1, 21))
+    assert log_of(out)[-1].keys() >= {"held_out", "held_out_swapped"}
+    made = load_model(out / "demo-base.safetensors")
+    assert made.text.tokenizer.unknown_words("a red star moves left") == []
+    assert made.autoencoder is not None

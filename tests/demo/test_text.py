@@ -1,0 +1,71 @@
+"""The bundled models' text: all that captions say is in their vocabulary, and in what the tower has learned."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from towers import assert_tower_is_that_of_transformers
+
+from microcinema_core.checkpoint import load_model, resolve
+from microcinema_core.demo.captions import COLOURS, all_words, random_caption, reverse
+from microcinema_core.demo.config import DEMO_BASE
+from microcinema_core.demo.network import pooled
+from microcinema_core.demo.text import train_text
+from microcinema_core.model.text import TextEncoder, WordTokens, word_tokenizer
+
+
+@pytest.fixture(scope="module")
+def text_config():
+    return replace(DEMO_BASE.text, tokenizer=word_tokenizer(all_words()))
+
+
+# --- the vocabulary ---
+
+
+def test_every_caption_is_in_the_vocabulary_and_fits(captions):
+    vocabulary = set(all_words())
+    assert len(set(captions)) > 150
+    assert {word for caption in captions for word in caption.split()} <= vocabulary
+    assert max(len(caption.split()) for caption in captions) <= DEMO_BASE.text.max_tokens - 2
+    assert len(vocabulary) + 4 <= DEMO_BASE.text.vocabulary_size
+
+
+def test_tokens_distinguish_all_captions(captions, text_config):
+    different = sorted(set(captions))
+    assert len(WordTokens(text_config)(different).unique(dim=0)) == len(different)
+
+
+def test_the_bundled_model_has_these_words():
+    assert load_model(resolve("demo-base")).text.tokenizer.vocabulary == all_words()
+
+
+# --- what captions mean ---
+
+
+def test_captions_mean_what_they_say():
+    rng = np.random.default_rng(0)
+    said = dict(random_caption(rng) for _ in range(4000))
+    faster = said["the camera pans left quickly"]
+    assert faster[0] < said["the camera pans left"][0] < 0 and not faster[1:].any()
+    pairs = [(meaning, said[reverse(caption)]) for caption, meaning in said.items() if reverse(caption) in said]
+    velocities = 6 + 2 * len(COLOURS)  # the rest says what moves, which is the same backwards
+    assert len(pairs) > 300
+    for meaning, backwards in pairs:
+        assert np.array_equal(-meaning[:velocities], backwards[:velocities])
+        assert np.array_equal(meaning[velocities:], backwards[velocities:])
+    two = next(c for c in said if c.startswith("a red ") and " moves left" in c.split(" and ")[0] and " and " in c)
+    assert said[two][6] < 0, two
+
+
+def test_the_tower_learns_to_distinguish_directions(text_config):
+    torch.manual_seed(0)
+    text = TextEncoder(text_config)
+    meanings_of = train_text(text, steps=120, seed=0)
+    with torch.no_grad():
+        left, right = pooled(text.encode(["the camera pans left", "the camera pans right"]))[:, 0] @ meanings_of.T
+    assert left[0] < -0.1 and right[0] > 0.1, (left[0], right[0])  # of the camera's x, -1 and 1
+
+
+def test_the_bundled_models_tower_is_that_of_transformers():
+    assert_tower_is_that_of_transformers(load_model(resolve("demo-base")).text)
