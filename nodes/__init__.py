@@ -10,8 +10,12 @@ from .combine import VideoCombine
 from .example import provide_example
 from .interpolate import Interpolate
 from .loader import Loader
+from .motion import MotionAmplitude, MotionReport
 from .prior import PriorLatent
+from .prior_any import PriorAnyModel
 from .sampler import EulerSampler
+from .sweep import SweepGrid
+from .video_noise import VideoNoise
 
 # The host's page shows the module and the class of an error before its message.
 for error in (MicroCinemaError, *MicroCinemaError.__subclasses__()):
@@ -23,7 +27,10 @@ class MicroCinema(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The classes of all nodes."""
-        return [Loader, PriorLatent, EulerSampler, Interpolate, VideoCombine]
+        return [
+            Loader, PriorLatent, EulerSampler, Interpolate, VideoCombine,
+            PriorAnyModel, MotionAmplitude, MotionReport, SweepGrid, VideoNoise,
+        ]  # fmt: skip
 
 
 async def comfy_entrypoint() -> MicroCinema:

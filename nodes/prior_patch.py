@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import comfy.model_sampling
 import torch
 from torch import Tensor
 
 from ..microcinema_core.errors import MicroCinemaError
-from ..microcinema_core.prior import prior_mean
+from ..microcinema_core.prior import prior_mean, shift
+from .prior_share import with_share
 
 APPEARANCE = "microcinema_appearance"  # the key of the Appearance in a conditioning, and of the wrapper
 
@@ -45,9 +47,8 @@ def check_size(appearance: Appearance, noise: Tensor) -> None:
 def sample_with_prior(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
     """The OUTER_SAMPLE wrapper of our models: replaces the noise ε by ε + (λ+γ)·[z^c,…] and runs the sampler.
 
-    Noise that is zero is not shifted, because it belongs to a second stage, which continues the first one. At σ_max,
-    however, nothing was sampled before: a node (AddNoise) has added the noise to the latent, and the mean is added
-    here. Below σ_max (denoise < 1) new noise has its part of the mean as well, as in training.
+    The noise of a second stage is not shifted, see is_first_stage. Below σ_max (denoise < 1) new noise has its part of
+    the mean as well, as in training.
 
     Raises MicroCinemaError for context windows over another dimension than frames, and for a result with NaN.
     """
@@ -58,9 +59,10 @@ def sample_with_prior(executor, noise, latent_image, sampler, sigmas, *args, **k
         raise MicroCinemaError(f"The context windows cut dimension {dim}, frames are dimension 0: set dim to 0.")
     conds = [cond for conds in (guider.conds.get("positive", []), *guider.conds.values()) for cond in conds]
     appearance = next((cond[APPEARANCE] for cond in conds if APPEARANCE in cond), None)
-    is_first_stage = bool(noise.any()) or _starts_at_sigma_max(model, sigmas)
-    if appearance is not None and is_first_stage:
-        noise = shifted(noise, model.process_latent_in(appearance.latents), appearance)
+    if appearance is not None:
+        mean = mean_of(noise, model.process_latent_in(appearance.latents), appearance)
+        noise = shift(noise, mean) if is_first_stage(model, noise, sigmas) else noise
+        sampler = with_share(sampler, mean)
     samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     if not torch.isfinite(samples).all():
         dtype = str(model.compute_dtype).removeprefix("torch.")
@@ -71,12 +73,22 @@ def sample_with_prior(executor, noise, latent_image, sampler, sigmas, *args, **k
     return samples
 
 
-def _starts_at_sigma_max(model, sigmas: Tensor) -> bool:
-    return len(sigmas) > 0 and float(sigmas[0]) >= 0.999 * float(model.model_sampling.sigma_max)
+def is_first_stage(model, noise: Tensor, sigmas: Tensor) -> bool:
+    """Whether a run starts from noise of its own, rather than from that of a stage before it.
+
+    Noise that is zero belongs to a second stage, which continues the first one. At σ_max, however, nothing was sampled
+    before: a node (AddNoise) has added the noise to the latent. Flow models cannot be started like that, because their
+    start has no share of the latent.
+    """
+    noise = torch.cat([part.flatten() for part in noise.unbind()]) if noise.is_nested else noise
+    if bool(noise.any()):
+        return True
+    at_sigma_max = len(sigmas) > 0 and float(sigmas[0]) >= 0.999 * float(model.model_sampling.sigma_max)
+    return at_sigma_max and not isinstance(model.model_sampling, comfy.model_sampling.CONST)
 
 
-def shifted(noise: Tensor, latents: Tensor, appearance: Appearance) -> Tensor:
-    """The noise (clips · frames, C, h, w) plus μ = (λ+γ)·z^c of latents (clips, k, C, h, w) scaled for the model."""
+def mean_of(noise: Tensor, latents: Tensor, appearance: Appearance) -> Tensor:
+    """μ = (λ+γ)·z^c for noise (clips · frames, C, h, w) and latents (clips, k, C, h, w) scaled for the model."""
     check_size(appearance, noise)
     frames = noise.shape[0] // appearance.clips
-    return noise + prior_mean(latents.to(noise), frames, appearance.lambda_ + appearance.gamma).flatten(0, 1)
+    return prior_mean(latents.to(noise), frames, appearance.lambda_ + appearance.gamma).flatten(0, 1)

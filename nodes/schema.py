@@ -81,6 +81,13 @@ def check_encoded(latents: torch.Tensor, config: ModelConfig) -> None:
         )
 
 
+def check_samples(latent: dict) -> None:
+    """Raise MicroCinemaError for a LATENT without samples."""
+    samples: Any = latent.get("samples")
+    if samples is None or 0 in getattr(samples, "shape", (0,)):
+        raise MicroCinemaError("The latent is empty: wire one of the size and the length of the clip.")
+
+
 def check_latent(latent: dict, channels: int) -> torch.Tensor:
     """The samples (frames, channels, h, w) of a LATENT. Raises MicroCinemaError for other shapes."""
     samples: Any = latent.get("samples")

@@ -29,7 +29,62 @@ HOST = {  # inputs in the node's order: a socket's type, or a widget's type and 
         "model": "MODEL", "seed": ("INT", 0), "steps": ("INT", 30), "cfg": ("FLOAT", 7.5),
         "sampler_name": ("COMBO", "euler"), "scheduler": ("COMBO", "normal"), "positive": "CONDITIONING",
         "negative": "CONDITIONING", "latent_image": "LATENT", "denoise": ("FLOAT", 1.0)}, ["LATENT"]),
+    "KSamplerAdvanced": ({
+        "model": "MODEL", "add_noise": ("COMBO", "enable"), "noise_seed": ("INT", 0), "steps": ("INT", 20),
+        "cfg": ("FLOAT", 3.5), "sampler_name": ("COMBO", "euler"), "scheduler": ("COMBO", "simple"),
+        "positive": "CONDITIONING", "negative": "CONDITIONING", "latent_image": "LATENT",
+        "start_at_step": ("INT", 0), "end_at_step": ("INT", 10000),
+        "return_with_leftover_noise": ("COMBO", "disable")}, ["LATENT"]),
+    "ImageScale": ({
+        "image": "IMAGE", "upscale_method": ("COMBO", "lanczos"), "width": ("INT", 512), "height": ("INT", 512),
+        "crop": ("COMBO", "disabled")}, ["IMAGE"]),
+    "VAEEncode": ({"pixels": "IMAGE", "vae": "VAE"}, ["LATENT"]),
+    "RepeatLatentBatch": ({"samples": "LATENT", "amount": ("INT", 1)}, ["LATENT"]),
+    "ImageOnlyCheckpointLoader": ({"ckpt_name": ("COMBO", None)}, ["MODEL", "CLIP_VISION", "VAE"]),
+    "VideoLinearCFGGuidance": ({"model": "MODEL", "min_cfg": ("FLOAT", 1.0)}, ["MODEL"]),
+    "SVD_img2vid_Conditioning": ({
+        "clip_vision": "CLIP_VISION", "init_image": "IMAGE", "vae": "VAE", "width": ("INT", 1024),
+        "height": ("INT", 576), "video_frames": ("INT", 25), "motion_bucket_id": ("INT", 127), "fps": ("INT", 6),
+        "augmentation_level": ("FLOAT", 0.0)}, [("positive", "CONDITIONING"), ("negative", "CONDITIONING"), "LATENT"]),
+    "UNETLoader": ({"unet_name": ("COMBO", None), "weight_dtype": ("COMBO", "default")}, ["MODEL"]),
+    "CLIPLoader": ({
+        "clip_name": ("COMBO", None), "type": ("COMBO", "wan"), "device": ("COMBO", "default")}, ["CLIP"]),
+    "VAELoader": ({"vae_name": ("COMBO", None)}, ["VAE"]),
+    "ModelSamplingSD3": ({"model": "MODEL", "shift": ("FLOAT", 5.0)}, ["MODEL"]),
+    "WanImageToVideo": ({
+        "positive": "CONDITIONING", "negative": "CONDITIONING", "vae": "VAE", "width": ("INT", 640),
+        "height": ("INT", 640), "length": ("INT", 81), "batch_size": ("INT", 1),
+        "clip_vision_output": "CLIP_VISION_OUTPUT", "start_image": "IMAGE"},
+        [("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent", "LATENT")]),
+    "LTXAVTextEncoderLoader": ({
+        "text_encoder": ("COMBO", None), "ckpt_name": ("COMBO", None), "device": ("COMBO", "default")}, ["CLIP"]),
+    "LTXVAudioVAELoader": ({"ckpt_name": ("COMBO", None)}, [("Audio VAE", "VAE")]),
+    "EmptyLTXVLatentVideo": ({
+        "width": ("INT", 768), "height": ("INT", 512), "length": ("INT", 97), "batch_size": ("INT", 1)}, ["LATENT"]),
+    "LTXVImgToVideoInplace": ({
+        "vae": "VAE", "image": "IMAGE", "latent": "LATENT", "strength": ("FLOAT", 1.0), "bypass": ("BOOLEAN", False)},
+        [("latent", "LATENT")]),
+    "LTXVEmptyLatentAudio": ({
+        "frames_number": ("INT", 97), "frame_rate": ("INT", 25), "batch_size": ("INT", 1), "audio_vae": "VAE"},
+        [("Latent", "LATENT")]),
+    "LTXVConcatAVLatent": ({"video_latent": "LATENT", "audio_latent": "LATENT"}, [("latent", "LATENT")]),
+    "LTXVConditioning": ({
+        "positive": "CONDITIONING", "negative": "CONDITIONING", "frame_rate": ("FLOAT", 25.0)},
+        [("positive", "CONDITIONING"), ("negative", "CONDITIONING")]),
+    "LTXVScheduler": ({
+        "steps": ("INT", 20), "max_shift": ("FLOAT", 2.05), "base_shift": ("FLOAT", 0.95),
+        "stretch": ("BOOLEAN", True), "terminal": ("FLOAT", 0.1), "latent": "LATENT"}, ["SIGMAS"]),
+    "KSamplerSelect": ({"sampler_name": ("COMBO", "euler")}, ["SAMPLER"]),
+    "RandomNoise": ({"noise_seed": ("INT", 0)}, ["NOISE"]),
+    "CFGGuider": ({
+        "model": "MODEL", "positive": "CONDITIONING", "negative": "CONDITIONING", "cfg": ("FLOAT", 4.0)}, ["GUIDER"]),
+    "SamplerCustomAdvanced": ({
+        "noise": "NOISE", "guider": "GUIDER", "sampler": "SAMPLER", "sigmas": "SIGMAS", "latent_image": "LATENT"},
+        [("output", "LATENT"), ("denoised_output", "LATENT")]),
+    "LTXVSeparateAVLatent": ({"av_latent": "LATENT"}, [("video_latent", "LATENT"), ("audio_latent", "LATENT")]),
+    "LTXVAudioVAEDecode": ({"samples": "LATENT", "audio_vae": "VAE"}, [("Audio", "AUDIO")]),
     "PreviewImage": ({"images": "IMAGE"}, []),
+    "PreviewAny": ({"source": "*"}, [("STRING", "STRING")]),
     "ImageStitch": ({
         "image1": "IMAGE", "direction": ("COMBO", "right"), "match_image_size": ("BOOLEAN", True),
         "spacing_width": ("INT", 4), "spacing_color": ("COMBO", "white"), "image2": "IMAGE"}, ["IMAGE"]),
@@ -37,10 +92,20 @@ HOST = {  # inputs in the node's order: a socket's type, or a widget's type and 
 }  # fmt: skip
 TITLES = {
     "LoadImage": "Load Image", "VAEDecode": "VAE Decode", "EmptyLatentImage": "Empty Latent Image",
-    "PreviewImage": "Preview Image", "ImageStitch": "Stitch Images",
+    "PreviewImage": "Preview Image", "ImageStitch": "Stitch Images", "KSamplerAdvanced": "KSampler (Advanced)",
+    "VAEEncode": "VAE Encode",
+    "ImageScale": "Upscale Image", "RepeatLatentBatch": "Repeat Latent Batch",
+    "UNETLoader": "Load Diffusion Model",
+    "CLIPLoader": "Load CLIP", "VAELoader": "Load VAE", "PreviewAny": "Preview Any",
 }  # fmt: skip
 EXTRA_VALUES = {"LoadImage": ["image"]}  # of widgets that POST /prompt does not take
-EXTRA_HEIGHT = {"LoadImage": 224, "CLIPTextEncode": 34, "PreviewImage": 230, "MicroCinemaVideoCombine": 220}
+EXTRA_HEIGHT = {
+    "LoadImage": 224,
+    "CLIPTextEncode": 34,
+    "PreviewImage": 230,
+    "MicroCinemaVideoCombine": 220,
+    "PreviewAny": 120,
+}
 
 
 def ours() -> dict:
@@ -59,8 +124,12 @@ def ours() -> dict:
     return nodes
 
 
-SEEDS = {("KSampler", "seed")}
-OPTIONAL = {("MicroCinemaVideoCombine", "audio"), ("ImageStitch", "image2")}
+SEEDS = {("KSampler", "seed"), ("KSamplerAdvanced", "noise_seed"), ("RandomNoise", "noise_seed")}
+OPTIONAL = {
+    ("MicroCinemaVideoCombine", "audio"), ("ImageStitch", "image2"), ("MicroCinemaPriorAnyModel", "mask"),
+    ("MicroCinemaMotionReport", "picture"), ("MicroCinemaSweepGrid", "picture"), ("LTXVScheduler", "latent"),
+    ("WanImageToVideo", "clip_vision_output"), ("WanImageToVideo", "start_image"),
+}  # fmt: skip
 KINDS = HOST | ours()
 
 

@@ -69,10 +69,25 @@ def thumbnails(server: Server) -> None:
         sheet.paste(tile, (i % 2 * (half + 4), i // 2 * (half + 4)))
     save(sheet, "workflows/motion-amplitude.jpg")
 
+    for name in ("side-by-side", "sweep"):
+        frame = frames_of(server, name)[-1]
+        save(frame.resize((2 * SIDE, round(2 * SIDE * frame.height / frame.width)), Image.Resampling.LANCZOS)
+             if name == "sweep" else tiled(frame, 5), f"workflows/{name}.jpg")  # fmt: skip
+
+
+def tiled(row: Image.Image, count: int) -> Image.Image:
+    """The clips of a row, one below the other."""
+    width = (row.width - 4 * (count - 1)) // count
+    sheet = Image.new("RGB", (SIDE // 2, count * (SIDE // 5)), "white")
+    for i in range(count):
+        tile = row.crop((i * (width + 4), 0, i * (width + 4) + width, row.height))
+        sheet.paste(crop(tile, SIDE // 2, SIDE // 5 - 4), (0, i * (SIDE // 5)))
+    return sheet
+
 
 def canvas(page) -> None:
     for name in sorted(path.stem for path in (PACK / "workflows").glob("*.json")):
-        if name in ("animate-a-picture", "motion-amplitude"):
+        if name in ("animate-a-picture", "motion-amplitude", "side-by-side", "sweep"):
             continue
         page.evaluate("graph => app.loadGraphData(graph)", canvas_form(name))
         page.wait_for_timeout(2500)
@@ -111,6 +126,28 @@ def helps(page) -> None:
         )
 
 
+def single_helps(page) -> None:
+    """Nodes that the first template has not, each alone on the canvas."""
+    for kind in ("PriorAnyModel", "MotionAmplitude", "MotionReport", "SweepGrid", "VideoNoise"):
+        width, height = page.evaluate(
+            """kind => {
+                app.graph.clear();
+                app.graph.last_node_id = 1000;  // the page keeps the previews of earlier nodes by their ids
+                const node = LiteGraph.createNode(kind);
+                node.pos = [300, 150];
+                app.graph.add(node);
+                node.size[0] = 330;
+                Object.assign(app.canvas.ds, {scale: 1, offset: [0, 0]});
+                app.canvas.setDirty(true, true);
+                return node.size;
+            }""",
+            f"MicroCinema{kind}",
+        )
+        page.wait_for_timeout(1500)
+        found = shot(page, {"x": 290, "y": 110, "width": width + 20, "height": min(height + 50, 680)})
+        save(found, f"web/docs/MicroCinema{kind}.jpg", 70)
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         server = Server(HOST, Path(folder) / "base")
@@ -119,13 +156,13 @@ if __name__ == "__main__":
             with sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
                 page = browser.new_page(viewport=WINDOW)
-                page.goto(f"http://127.0.0.1:{server.port}")
-                page.wait_for_function("window.app && window.app.graph && window.app.extensionManager")
-                page.wait_for_timeout(2000)
-                page.keyboard.press("Escape")
-                page.evaluate("app.extensionManager.setting.set('Comfy.Minimap.Visible', false)")
-                helps(page)
-                canvas(page)
+                for work in (helps, canvas, single_helps):
+                    page.goto(f"http://127.0.0.1:{server.port}")
+                    page.wait_for_function("window.app && window.app.graph && window.app.extensionManager")
+                    page.wait_for_timeout(2000)
+                    page.keyboard.press("Escape")
+                    page.evaluate("app.extensionManager.setting.set('Comfy.Minimap.Visible', false)")
+                    work(page)
                 browser.close()
         finally:
             server.stop()

@@ -19,6 +19,25 @@ SDXL = {
     "name": "sd_xl_base_1.0.safetensors", "directory": "checkpoints",
     "url": "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
 }  # fmt: skip
+HF = "https://huggingface.co/"
+WAN = HF + "Comfy-Org/Wan_2.2_ComfyUI_Repackaged/resolve/main/split_files/"
+LTX2 = HF + "Lightricks/LTX-2/resolve/main/"
+
+
+def file(url: str, directory: str) -> dict:
+    """A model file by its address, as the page offers it to fetch."""
+    return {"name": url.rpartition("/")[2], "directory": directory, "url": url}
+
+
+SVD = file(HF + "stabilityai/stable-video-diffusion-img2vid-xt/resolve/main/svd_xt.safetensors", "checkpoints")
+WAN_HIGH = file(WAN + "diffusion_models/wan2.2_i2v_high_noise_14B_fp8_scaled.safetensors", "diffusion_models")
+WAN_LOW = file(WAN + "diffusion_models/wan2.2_i2v_low_noise_14B_fp8_scaled.safetensors", "diffusion_models")
+WAN_VAE = file(WAN + "vae/wan_2.1_vae.safetensors", "vae")
+WAN_TEXT = file(HF + "Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files/text_encoders/"
+                "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "text_encoders")  # fmt: skip
+LTX2_MODEL = file(LTX2 + "ltx-2-19b-dev-fp8.safetensors", "checkpoints")
+LTX2_TEXT = file(HF + "Comfy-Org/ltx-2/resolve/main/split_files/text_encoders/"
+                 "gemma_3_12B_it_fp4_mixed.safetensors", "text_encoders")  # fmt: skip
 PICTURE = "1 · Your picture, and what moves"
 NOTE = {"color": "#432", "tall": 326}
 
@@ -224,6 +243,212 @@ def blueprint(name: str) -> dict:
     return made
 
 
+def to_fetch(*files: dict) -> str:
+    """The files of a note, each with its address and its folder."""
+    lines = [f"- [{each['name']}]({each['url']}) into `models/{each['directory']}/`" for each in files]
+    return "\n\n**To fetch**:\n" + "\n".join(lines)
+
+
+ANY_MODEL = """ \
+*Appearance Noise Prior (any model)* lets the sampler start from noise whose mean is your picture, scaled by \
+**strength**.
+
+**Your picture**: choose or drop it in *Load Image*.
+
+**What to expect**: more strength is calmer, below 0 livelier, 0 the model alone. The model was not trained with it, \
+so it steers and corrects nothing: begin between −0.03 and 0.05, and let *Motion Report* tell what it did."""
+
+
+def any_model(graph: Graph, model, vae) -> tuple:
+    """The prior on another's model; returns where the MODEL is."""
+    graph.add("prior", "MicroCinemaPriorAnyModel", model=model, vae=vae, image=("picture", 0))
+    return ("prior", 0)
+
+
+def shown(graph: Graph, images, fps: float, prefix: str, **video) -> None:
+    """The file, and the report on it."""
+    graph.add(
+        "video", "MicroCinemaVideoCombine", images=images, fps=fps, filename_prefix=f"MicroCinema/{prefix}", **video
+    )
+    graph.add("report", "MicroCinemaMotionReport", images=images, picture=("picture", 0), given="first")
+    graph.add("figures", "PreviewAny", "What the clip does", source=("report", 0))
+
+
+def svd_prior() -> Graph:
+    graph = Graph()
+    graph.add("picture", "LoadImage", image=EXAMPLE)
+    graph.add("svd", "ImageOnlyCheckpointLoader", "Stable Video Diffusion", ckpt_name=SVD["name"], models=(SVD,))
+    graph.add("guidance", "VideoLinearCFGGuidance", model=any_model(graph, ("svd", 0), ("svd", 2)), min_cfg=1.0,
+              collapsed=True)  # fmt: skip
+    graph.add("moves", "SVD_img2vid_Conditioning", "The clip", clip_vision=("svd", 1), init_image=("picture", 0),
+              vae=("svd", 2))  # fmt: skip
+    graph.add("sampler", "KSampler", model=("guidance", 0), positive=("moves", 0), negative=("moves", 1),
+              latent_image=("moves", 2), steps=20, cfg=2.5, sampler_name="euler", scheduler="karras")  # fmt: skip
+    graph.add("decode", "VAEDecode", samples=("sampler", 0), vae=("svd", 2), collapsed=True)
+    shown(graph, ("decode", 0), 6.0, "svd")
+    graph.add("note", "MarkdownNote", "What this does", text="## Stable Video Diffusion with the prior\n\n25 frames of "
+              "a picture." + ANY_MODEL + to_fetch(SVD), **NOTE)  # fmt: skip
+    return any_model_places(graph, "svd", "moves")
+
+
+def wan22_prior() -> Graph:
+    graph = Graph()
+    graph.add("picture", "LoadImage", image=EXAMPLE)
+    graph.add("high", "UNETLoader", "High noise", unet_name=WAN_HIGH["name"], models=(WAN_HIGH,))
+    graph.add("low", "UNETLoader", "Low noise", unet_name=WAN_LOW["name"], models=(WAN_LOW,))
+    graph.add("text", "CLIPLoader", clip_name=WAN_TEXT["name"], models=(WAN_TEXT,))
+    graph.add("vae", "VAELoader", vae_name=WAN_VAE["name"], models=(WAN_VAE,))
+    sentences(graph, ("text", 0), BOAT, UNWANTED)
+    model = any_model(graph, ("high", 0), ("vae", 0))
+    graph.add("shift", "ModelSamplingSD3", model=model, collapsed=True)
+    graph.add("shift2", "ModelSamplingSD3", model=("low", 0), collapsed=True)
+    graph.add("clip", "WanImageToVideo", positive=("moves", 0), negative=("unwanted", 0), vae=("vae", 0),
+              start_image=("picture", 0))  # fmt: skip
+    stages = {"positive": ("clip", 0), "negative": ("clip", 1), "steps": 20, "cfg": 3.5}
+    graph.add("sampler", "KSamplerAdvanced", "High noise: with the prior", model=("shift", 0), latent_image=("clip", 2),
+              end_at_step=10, return_with_leftover_noise="enable", **stages)  # fmt: skip
+    graph.add("sampler2", "KSamplerAdvanced", "Low noise: goes on", model=("shift2", 0), latent_image=("sampler", 0),
+              add_noise="disable", start_at_step=10, **stages)  # fmt: skip
+    graph.add("decode", "VAEDecode", samples=("sampler2", 0), vae=("vae", 0), collapsed=True)
+    shown(graph, ("decode", 0), 16.0, "wan22")
+    graph.add("note", "MarkdownNote", "What this does", text="## Wan 2.2 image to video with the prior\n\nThe prior "
+              "goes into the **high-noise** model; the low-noise one goes on from there and is left alone." + ANY_MODEL
+              + to_fetch(WAN_HIGH, WAN_LOW, WAN_TEXT, WAN_VAE), **NOTE)  # fmt: skip
+    return any_model_places(graph, "high low text vae", "moves unwanted clip", "sampler sampler2")
+
+
+def ltx2_prior() -> Graph:
+    graph = Graph()
+    graph.add("picture", "LoadImage", image=EXAMPLE)
+    graph.add("ltx", "CheckpointLoaderSimple", "LTX-2", ckpt_name=LTX2_MODEL["name"], models=(LTX2_MODEL,))
+    graph.add("text", "LTXAVTextEncoderLoader", "Text encoder", text_encoder=LTX2_TEXT["name"],
+              ckpt_name=LTX2_MODEL["name"], models=(LTX2_TEXT,))  # fmt: skip
+    graph.add("ears", "LTXVAudioVAELoader", "Audio VAE", ckpt_name=LTX2_MODEL["name"])
+    sentences(graph, ("text", 0), BOAT, UNWANTED)
+    graph.add("rate", "LTXVConditioning", "Frame rate", positive=("moves", 0), negative=("unwanted", 0), collapsed=True)
+    graph.add("clip", "EmptyLTXVLatentVideo", "The clip")
+    graph.add("first", "LTXVImgToVideoInplace", "The picture is the first frame", vae=("ltx", 2), image=("picture", 0),
+              latent=("clip", 0), collapsed=True)  # fmt: skip
+    graph.add("sound", "LTXVEmptyLatentAudio", "Its sound", audio_vae=("ears", 0), collapsed=True)
+    graph.add("both", "LTXVConcatAVLatent", "Picture and sound", video_latent=("first", 0), audio_latent=("sound", 0),
+              collapsed=True)  # fmt: skip
+    model = any_model(graph, ("ltx", 0), ("ltx", 2))
+    graph.add("guider", "CFGGuider", model=model, positive=("rate", 0), negative=("rate", 1))
+    graph.add("noise", "RandomNoise")
+    graph.add("method", "KSamplerSelect", collapsed=True)
+    graph.add("sigmas", "LTXVScheduler", latent=("both", 0))
+    graph.add("sampler", "SamplerCustomAdvanced", noise=("noise", 0), guider=("guider", 0), sampler=("method", 0),
+              sigmas=("sigmas", 0), latent_image=("both", 0), collapsed=True)  # fmt: skip
+    graph.add("parts", "LTXVSeparateAVLatent", "Picture, sound", av_latent=("sampler", 0), collapsed=True)
+    graph.add("decode", "VAEDecode", samples=("parts", 0), vae=("ltx", 2), collapsed=True)
+    graph.add("hear", "LTXVAudioVAEDecode", "Sound", samples=("parts", 1), audio_vae=("ears", 0), collapsed=True)
+    shown(graph, ("decode", 0), 25.0, "ltx2", audio=("hear", 0))
+    graph.add("note", "MarkdownNote", "What this does", text="## LTX-2 image to video with the prior\n\nPicture and "
+              "sound are sampled together; the prior shifts the picture's part alone. The first frame is given and "
+              "stays as it is." + ANY_MODEL + to_fetch(LTX2_MODEL, LTX2_TEXT), **NOTE)  # fmt: skip
+    return any_model_places(graph, "ltx text ears", "moves unwanted rate clip first sound both",
+                            "noise sigmas guider method sampler parts hear")  # fmt: skip
+
+
+def any_model_places(graph: Graph, loaders: str, texts: str, samplers: str = "sampler") -> Graph:
+    """The groups of a template for another's model."""
+    right, _ = graph.group("", 0, 0, (270, "note"))
+    right, left_below = graph.group("1 · Your picture, and the model", right, 0, (250, "picture"), (240, loaders))
+    _, right_below = graph.group("4 · The clip", right, 0, (330, "video"))
+    below = max(left_below, right_below)
+    right, _ = graph.group("2 · What moves", 0, below, (270, texts))
+    extra = " guidance" if "guidance" in graph.nodes else " shift shift2" if "shift" in graph.nodes else ""
+    right, _ = graph.group("3 · The prior, and the sampler", right, below, (300, "prior" + extra),
+                           (250, f"{samplers} decode"))  # fmt: skip
+    graph.group("5 · What the clip does", right, below, (270, "report figures"))
+    return graph
+
+
+SIDE_BY_SIDE = """\
+## Side by side
+
+One picture, one seed, five starts, from left to right:
+
+1. plain noise
+2. the stock *repeated latent*: at full denoise ComfyUI adds the latent to the noise, a prior of 1/√(1+σ²) = 0.068
+3. the prior at 0.03 (γ = 0, Panacea's setting)
+4. at 0.05 (γ = 0.02, the paper's)
+5. at 0.07
+
+**What to expect**: the bundled model repairs a wrong start by itself; the five differ little. Models of many steps, \
+and of others, differ more.
+
+**Your picture**: choose or drop it in *Load Image*.
+
+Some 30 seconds on two CPU cores; nothing needs to be fetched."""
+
+
+def side_by_side() -> Graph:
+    graph = Graph()
+    graph.add("picture", "LoadImage", image=EXAMPLE)
+    parts = small_models(graph)
+    sentences(graph, parts["clip"], "the camera zooms in")
+    starts = {"A": ("plain noise", -0.03), "C": ("0.03", 0.0), "D": ("0.05", 0.02), "E": ("0.07", 0.04)}
+    clips = {}
+    for name, (title, gamma) in starts.items():
+        clips[name] = frames(graph, parts, ("picture", 0), name, title, gamma=gamma, width=192)
+    graph.add("small", "ImageScale", image=("picture", 0), width=192, height=128, crop="center", collapsed=True)
+    graph.add("encode", "VAEEncode", pixels=("small", 0), vae=parts["vae"], collapsed=True)
+    graph.add("repeated", "RepeatLatentBatch", samples=("encode", 0), amount=9, collapsed=True)
+    graph.add("samplerB", "KSampler", "Repeated latent", model=parts["model"], positive=("priorA", 0),
+              negative=("priorA", 1), latent_image=("repeated", 0), steps=1, cfg=1.0, scheduler="simple")  # fmt: skip
+    graph.add("decodeB", "VAEDecode", samples=("samplerB", 0), vae=parts["vae"], collapsed=True)
+    clips["B"] = ("decodeB", 0)
+    row = clips["A"]
+    for name in "BCDE":
+        graph.add(f"row{name}", "ImageStitch", image1=row, image2=clips[name], collapsed=True)
+        row = (f"row{name}", 0)
+    clip(graph, parts, row, "side-by-side", "demo-interpolation (bundled)")
+    graph.add("note", "MarkdownNote", "What this does", text=SIDE_BY_SIDE, **NOTE)
+    right, _ = graph.group("", 0, 0, (270, "note"))
+    right, _ = graph.group(PICTURE, right, 0, (250, "picture"), (240, "moves unwanted loader"))
+    _, below = graph.group("4 · The clip", right, 0, (330, "video"))
+    columns = [(225, f"prior{name} sampler{name} decode{name}") for name in "ACDE"]
+    columns.insert(1, (225, "small encode repeated samplerB decodeB"))
+    right, _ = graph.group("2 · Nine frames of each start", 0, below, *columns)
+    graph.group("3 · Side by side, then frames between", right, below, (240, "rowB rowC rowD rowE ends between"))
+    return graph
+
+
+SWEEP = """\
+## Sweep Grid
+
+One picture, four strengths of the prior across, two seeds down: every clip in one labelled grid, and a table of what \
+each does. Choose other parameters in *Sweep Grid*: **columns** and **rows** take strength, cfg, steps or seed.
+
+It continues where it was interrupted; other values sample only the cells that are new.
+
+**Your picture**: choose or drop it in *Load Image*.
+
+**What to expect**: some 10 seconds on two CPU cores; nothing needs to be fetched. Wire any other model through \
+*Appearance Noise Prior (any model)* to sweep it."""
+
+
+def sweep() -> Graph:
+    graph = Graph()
+    graph.add("picture", "LoadImage", image=EXAMPLE)
+    parts = small_models(graph)
+    sentences(graph, parts["clip"], "the camera zooms in")
+    graph.add("prior", "MicroCinemaPriorLatent", model=parts["model"], positive=("moves", 0), negative=("unwanted", 0),
+              vae=parts["vae"], image=("picture", 0), width=192, height=0, frames=9)  # fmt: skip
+    graph.add("grid", "MicroCinemaSweepGrid", model=parts["model"], positive=("prior", 0), negative=("prior", 1),
+              vae=parts["vae"], latent=("prior", 2), picture=("picture", 0), steps=1, cfg=1.0, scheduler="simple",
+              column_values="0, 0.03, 0.05, 0.07", rows="seed", row_values="0, 1", given="middle")  # fmt: skip
+    graph.add("video", "MicroCinemaVideoCombine", images=("grid", 0), fps=2.0, filename_prefix="MicroCinema/sweep")
+    graph.add("figures", "PreviewAny", "The table", source=("grid", 1))
+    graph.add("note", "MarkdownNote", "What this does", text=SWEEP, **NOTE)
+    right, _ = graph.group("", 0, 0, (270, "note"))
+    right, below = graph.group(PICTURE, right, 0, (250, "picture"), (240, "moves unwanted loader"))
+    graph.group("3 · The grid", right, 0, (330, "video figures"))
+    graph.group("2 · Size, and what is swept", 0, below, (265, "prior"), (280, "grid"))
+    return graph
+
+
 BLUEPRINTS = (
     "Animate Picture",
     "Image to Video (MicroCinema)",
@@ -232,6 +457,11 @@ BLUEPRINTS = (
 TEMPLATES = {
     "animate-a-picture": animate_a_picture,
     "motion-amplitude": motion_amplitude,
+    "side-by-side": side_by_side,
+    "sweep": sweep,
+    "svd-with-the-prior": svd_prior,
+    "wan22-with-the-prior": wan22_prior,
+    "ltx2-with-the-prior": ltx2_prior,
     "text-to-video-sd21": lambda: from_words("text-to-video-sd21", """\
 ## Text to video
 

@@ -9,10 +9,10 @@ import math
 
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from .motion import camera_steps, move_camera
 
+SSIM_WINDOW = 11  # pixels
 MAX_PSNR = 100.0  # of equal pictures; finite, so that means and JSON stay finite
 
 
@@ -27,10 +27,10 @@ def psnr(a: Tensor, b: Tensor, where: Tensor | None = None) -> float:
 def ssim(a: Tensor, b: Tensor) -> float:
     """The mean structural similarity (Wang et al. 2004) of pictures (…, 3, h, w), with a Gaussian window of 11 pixels
     and standard deviation 1.5."""
+    from kornia.metrics import ssim as structural_similarity  # here, since its import takes a while
+
     a, b = (x.float().reshape(-1, *x.shape[-3:]) for x in (a, b))
-    similarity = structural_similarity_index_measure(a, b, data_range=1.0)
-    assert isinstance(similarity, Tensor)  # a tuple only where more than the mean is requested
-    return float(similarity)
+    return float(structural_similarity(a, b, window_size=SSIM_WINDOW).mean())
 
 
 def iou(a: Tensor, b: Tensor) -> float:

@@ -80,6 +80,27 @@ SOUNDS = [
 ] + [{}, {"waveform": None, "sample_rate": 48_000}, {"sample_rate": 48_000}, {"waveform": {"shape": [1, 1,
 480]}}]  # fmt: skip
 FORMATS = ["mp4 (h264)", "webm (vp9)", "webp (animated)", "gif", "png sequence"]
+LISTS = [
+    "",
+    ",",
+    "0",
+    "1, 2",
+    "0.01,0.02",
+    "1, x",
+    "nan",
+    "inf, 1",
+    "1e999",
+    "0x1",
+    "1;2",
+    "1 2",
+    "-1, 1",
+    "1,1",
+    "💥",
+    "1," * 500,
+]
+MASKS = [
+    {"shape": shape} for shape in ([1, 40, 36], [40, 36], [3, 40, 36], [1, 1, 40, 36], [1, 8, 8], [36], [], [0, 40, 36])
+]
 CHANGES = {
     "Loader": {"model_name": ["tiny.safetensors", "ends.safetensors", "nobody", "", "../tiny.safetensors", "\x00",
     "\udcff", "x" * 5000],
@@ -107,7 +128,25 @@ CHANGES = {
         "images": IMAGES, "fps": [*NUMBERS, 0.01, 1000.0, 23.976], "format": [*FORMATS, "nonsense", ""],
         "quality": WHOLE,
         "loop_count": [*WHOLE, 65_535, 65_536], "ping_pong": [True], "filename_prefix": PREFIXES, "save": [False],
-        "audio": SOUNDS,
+        "audio": SOUNDS, "crf": WHOLE,
+    },
+    "PriorAnyModel": {
+        "model": ["base", "ends"], "image": IMAGES, "strength": NUMBERS, "values": LISTS, "mask": MASKS,
+        "form": ["picture", "mean removed", "low-pass", "nonsense"], "given": ["first", "last", ""],
+        "curve": ["constant", "falling", "custom", ""], "still": ["repeated latent", "nonsense"],
+    },
+    "MotionAmplitude": {"motion": NUMBERS, "lambda_": NUMBERS},
+    "MotionReport": {"images": IMAGES, "picture": IMAGES, "given": ["first", "middle", "last", ""]},
+    "VideoNoise": {
+        "noise_seed": WHOLE, "kind": ["independent", "mixed", "progressive", "FrameInit", ""], "alpha": NUMBERS,
+        "level": NUMBERS,
+    },
+    "SweepGrid": {
+        "columns": ["strength", "cfg", "steps", "seed", "none", ""], "rows": ["none", "cfg", "strength", "nonsense"],
+        "column_values": LISTS, "row_values": LISTS, "width": WHOLE, "seed": WHOLE, "cfg": NUMBERS, "picture": IMAGES,
+        "steps": [n for n in WHOLE if not 33 < n < 2**31], "given": ["first", ""],
+        "sampler_name": ["heun", "euler_ancestral", "nonsense"], "scheduler": ["karras", "nonsense"],
+        "latent": [{}, {"samples": None}, None, {"samples": {"shape": [5, 4, 0, 8]}}],
     },
 }  # fmt: skip
 
@@ -176,6 +215,7 @@ class Nodes:
 
         self.nodes, self.error = nodes, MicroCinemaError
         nodes.VideoCombine.hidden = SimpleNamespace(prompt={"1": {}}, extra_pnginfo={"workflow": {}})
+        nodes.SweepGrid.hidden = SimpleNamespace(prompt={}, unique_id="1")
         base, clip, vae = nodes.Loader.execute("tiny.safetensors", "default").result
         ends, _, vae_ends = nodes.Loader.execute("ends.safetensors", "default").result
         ddconfig = {
@@ -210,6 +250,18 @@ class Nodes:
                 "steps": 1,
                 "seed": 0, "loop": False, "fps": 2.0,
             },
+            "PriorAnyModel": {
+                "model": foreign, "vae": foreign_vae, "image": prior["image"], "strength": 0.03, "form": "picture",
+                "curve": "constant", "values": "1", "given": "first", "still": "encoded still clip", "mask": None,
+            },
+            "MotionAmplitude": {"motion": 0.0, "lambda_": 0.0},
+            "MotionReport": {"images": self._tensor({"shape": [2, 32, 32, 3]}), "given": "first", "picture": None},
+            "VideoNoise": {"noise_seed": 0, "kind": "mixed", "alpha": 1.0},
+            "SweepGrid": {
+                "model": base, "positive": positive, "negative": negative, "vae": vae, "latent": latent, "seed": 0,
+                "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "columns": "seed",
+                "column_values": "0, 1", "rows": "none", "row_values": "", "width": 256, "given": "first",
+            },
             "VideoCombine": {
                 "images": self._tensor({"shape": [2, 32, 32, 3]}), "fps": 8.0, "format": "mp4 (h264)", "quality": 80,
                 "loop_count": 0, "ping_pong": False, "filename_prefix": "clip", "save": True, "audio": None,
@@ -235,7 +287,7 @@ class Nodes:
         """What stands for a value in JSON."""
         if name in self.named:
             return self.named[name][value]
-        if name in ("image", "images"):
+        if name in ("image", "images", "picture", "mask"):
             return self._tensor(value)
         if name in ("latent", "audio") and value is not None:
             return {key: self._tensor(part) if isinstance(part, dict) else part for key, part in value.items()}

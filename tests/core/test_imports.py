@@ -30,7 +30,7 @@ def test_a_clip_begins_without_what_writes_it(tmp_path, model):
     """All that is there at the first step; what comes with torch._dynamo takes as long as torch itself."""
     found = imported_at_the_first_step(tmp_path, "--model", model)
     assert {"torch", "tokenizers", "microcinema_core.samplers"} <= found
-    unwanted = {"transformers", "diffusers", "torchmetrics", "av", "sympy", "torch._dynamo", "torch._inductor"}
+    unwanted = {"transformers", "diffusers", "kornia", "av", "sympy", "torch._dynamo", "torch._inductor"}
     unwanted |= {"microcinema_core.training", "microcinema_core.convert", "microcinema_core.metrics"}
     unwanted |= {"PIL.WebPImagePlugin", "PIL.GifImagePlugin"}
     assert not found & unwanted

@@ -7,7 +7,7 @@ import torch
 
 from microcinema_core.config import BASE, INTERPOLATION
 from microcinema_core.diffusion import NoiseSchedule, to_denoised
-from microcinema_core.prior import prior_mean, shift
+from microcinema_core.prior import frame_strengths, low_pass, prior_mean, shift, without_mean
 from microcinema_core.samplers import initial
 from microcinema_core.training.objective import Objective
 
@@ -130,3 +130,32 @@ def test_v_loss_is_the_eps_loss_divided_by_alpha_bar():
     v_loss = of_v.losses(lambda *_: v, latents, timesteps, noise, None)
     eps_loss = of_eps.losses(lambda *_: eps, latents, timesteps, noise, None)
     assert torch.allclose(eps_loss, alpha_bar.flatten() * v_loss, rtol=1e-4)
+
+
+# For models that were trained without it
+
+
+def test_strengths_follow_their_curve():
+    assert frame_strengths(0.05, 4).tolist() == pytest.approx([0.05] * 4)
+    assert frame_strengths(0.06, 4, "falling").tolist() == pytest.approx([0.06, 0.04, 0.02, 0])
+    assert frame_strengths(0.06, 5, "falling", given=0.5).tolist() == pytest.approx([0, 0.03, 0.06, 0.03, 0])
+    assert frame_strengths(0.1, 5, "custom", values=(1.0, 0.0, 2.0)).tolist() == pytest.approx([0.1, 0.05, 0, 0.1, 0.2])
+    assert frame_strengths(0.1, 3, "custom", values=(0.5,)).tolist() == pytest.approx([0.05] * 3)
+    assert frame_strengths(0.1, 1, "falling", given=1.0).tolist() == pytest.approx([0.1])
+
+
+def test_without_its_mean_a_latent_shifts_no_colour():
+    latents = torch.randn(2, 4, 3, 8, 8) + 5
+    assert without_mean(latents).mean((-2, -1)).abs().max() < 1e-5
+    torch.testing.assert_close(
+        without_mean(latents) - latents, -latents.mean((-2, -1), keepdim=True).expand_as(latents)
+    )
+
+
+def test_the_low_frequencies_of_a_latent_keep_its_mean_and_lose_its_detail():
+    latents = torch.randn(1, 4, 32, 32)
+    low = low_pass(latents)
+    torch.testing.assert_close(low.mean((-2, -1)), latents.mean((-2, -1)))
+    assert low.std() < 0.5 * latents.std()
+    checked = (-1.0) ** (torch.arange(32)[:, None] + torch.arange(32)).expand(1, 1, 32, 32)
+    assert low_pass(checked).abs().max() < 1e-3

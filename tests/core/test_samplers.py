@@ -60,6 +60,43 @@ def test_euler_from_the_plain_start_loses_the_mean():
     assert start_bias(0.0) == pytest.approx(-0.5 * (0.3 + 1 / SIGMA_MAX), rel=0.1)
 
 
+class Mixture:
+    """Two Gaussians N(±1, s²) of equal weight with noise N(μ, 1), so that E[z_0 | x] is a weighted mean of two."""
+
+    def __init__(self, s=0.3, mu=0.3):
+        self.parts = [Gaussian(m, s, mu) for m in (-1.0, 1.0)]
+
+    def __call__(self, x, sigma):
+        scores = [-(x - part.m - sigma * part.mu).square() / (2 * (part.s**2 + sigma**2)) for part in self.parts]
+        weights = torch.stack(scores).softmax(0)
+        return sum(weight * part(x, sigma) for weight, part in zip(weights, self.parts, strict=True))
+
+
+def share_of_the_upper(strength):
+    sigmas = NoiseSchedule().sigmas_for(50).double()
+    samples = sample_euler(Mixture(), initial(shift(NOISE, torch.tensor(strength)), sigmas[0]), sigmas)
+    return (samples > 0).double().mean().item()
+
+
+def test_a_mixture_keeps_the_weights_of_its_parts_from_the_shifted_start_alone():
+    assert share_of_the_upper(0.3) == pytest.approx(0.5, abs=0.01)
+    assert share_of_the_upper(0.0) < 0.4
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 1.0])
+def test_the_best_gamma_is_the_frames_correlation_by_sigma_max(rho):
+    """A frame that is ρ·z^c + … has the mean ρ, of which the start lacks ρ/σ_max; the bias is linear in γ."""
+    sigmas = NoiseSchedule().sigmas_for(50).double()
+
+    def found(gamma):
+        data = Gaussian(m=rho, mu=0.3)
+        return bias(sample_euler(data, initial(shift(NOISE, torch.tensor(0.3 + gamma)), sigmas[0]), sigmas), data)
+
+    low, middle, high = found(-0.05), found(0.02), found(0.09)
+    assert middle == pytest.approx((low + high) / 2, abs=1e-4)
+    assert -0.05 - low * 0.14 / (high - low) == pytest.approx(rho / SIGMA_MAX, abs=TOLERANCE / 0.4)
+
+
 def churned_bias(mean):
     data, sigmas = Gaussian(m=1.0, mu=0.3), NoiseSchedule().sigmas_for(50).double()
     x = initial(shift(NOISE, torch.tensor(0.3 + 1 / SIGMA_MAX)), sigmas[0])

@@ -44,6 +44,15 @@ def python_of(host: Path) -> Path:
     return next((p for p in (host / ".venv/bin/python", host / "venv/bin/python") if p.exists()), Path("python3"))
 
 
+def script_result(script: str, *arguments: str) -> dict:
+    """The JSON that a script of this folder prints last, run by the host's own Python with the pack and `arguments`."""
+    command = [str(python_of(HOST)), str(PACK / "tests" / "helpers" / script), str(PACK), *arguments]
+    options = {"cwd": HOST, "env": os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, "capture_output": True, "text": True}
+    done = subprocess.run(command, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def canvas_form(name: str) -> dict:
     """A template as the page loads it."""
     return json.loads((PACK / "workflows" / f"{name}.json").read_text())

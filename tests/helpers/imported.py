@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = {
-    "PIL", "av", "diffusers", "filelock", "numpy", "safetensors", "tokenizers", "torch", "torchmetrics", "tqdm",
+    "PIL", "av", "diffusers", "filelock", "numpy", "safetensors", "tokenizers", "torch", "kornia", "tqdm",
     "transformers",
 }  # fmt: skip
 

@@ -3,15 +3,13 @@
 import base64
 import io
 import json
-import os
 import secrets
 import socket
-import subprocess
 import time
 
 import pytest
 import torch
-from host import HOST, PACK, Server, graph, latents, python_of, sampled_by_core
+from host import Server, graph, latents, sampled_by_core, script_result
 from lora import random_lora
 from PIL import Image
 from safetensors.torch import save_file
@@ -267,11 +265,7 @@ def test_a_model_that_was_unloaded_gives_the_same_again(server, plain):
 @pytest.fixture(scope="module")
 def script(lora) -> dict:
     """What host_script.py found, in the host's own Python."""
-    command = [str(python_of(HOST)), str(PACK / "tests" / "helpers" / "host_script.py"), str(PACK), str(lora[0])]
-    options = {"cwd": HOST, "env": os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, "capture_output": True, "text": True}
-    done = subprocess.run(command, **options)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return script_result("host_script.py", str(lora[0]))
 
 
 @pytest.mark.parametrize("weights", ["default", "fp8_e4m3fn"])
