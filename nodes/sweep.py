@@ -1,7 +1,8 @@
 """Sweep Grid: samples a clip for every value of one or two parameters, and shows all of them side by side.
 
 Every cell is sampled, decoded, measured, reduced and written before the next one begins, so memory does not grow with
-the number of cells, and a run that was interrupted continues with the first cell that is missing.
+the number of cells, and a run that was interrupted continues with the first cell that is missing. (The lists of the host
+would keep the results of all cells in memory, and forget them on an interrupt.)
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Any picture Pillow opens becomes the tensor a viewer would expect."""
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -69,6 +70,8 @@ def test_palette_with_a_transparent_entry(tmp_path):
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "CMYK", "YCbCr"])
 def test_other_modes_keep_black_and_white(tmp_path, mode):
+    if mode == "YCbCr" and int(PIL.__version__.partition(".")[0]) < 12:
+        pytest.skip("older Pillows write YCbCr TIFF files that they cannot read themselves")
     image = Image.new("RGB", (16, 8), "black")
     image.paste("white", (8, 0, 16, 8))
     image.convert(mode).save(tmp_path / "a.tiff")
