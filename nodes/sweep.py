@@ -1,7 +1,7 @@
 """Sweep Grid: samples a clip for every value of one or two parameters, and shows all of them side by side.
 
 Every cell is sampled, decoded, measured, reduced and written before the next one begins, so memory does not grow with
-the number of cells, and a run that was interrupted continues with the first cell that is missing. (The lists of the host
+the number of cells, and a run that was interrupted continues with the first cell that is missing. (The host's lists
 would keep the results of all cells in memory, and forget them on an interrupt.)
 """
 
@@ -104,7 +104,7 @@ class SweepGrid(io.ComfyNode):
         if picture is not None:
             picture = check_images(picture)[0].movedim(-1, 0)
         settings = {"seed": seed, "steps": steps, "cfg": cfg}
-        folder = cls._folder()
+        folder = cls._folder(_tensors(model, positive, negative, latent, picture))
         make_folder(folder)
         remove_stale(folder)
         bar, paths = comfy.utils.ProgressBar(len(cells)), []
@@ -124,9 +124,9 @@ class SweepGrid(io.ComfyNode):
         return io.NodeOutput(_grid(paths, cells, len(across)), _table(paths, cells))
 
     @classmethod
-    def _folder(cls) -> Path:
+    def _folder(cls, tensors: list[torch.Tensor]) -> Path:
         """The folder of the cells: named by all of the graph that this node depends on, but for its own values of the
-        sweep."""
+        sweep, and by the tensors that reach it, since a file may change under its name."""
         prompt, node = dict(cls.hidden.prompt or {}), str(cls.hidden.unique_id)
         free = ("column_values", "row_values", "columns", "rows", "width")
         needed, pending = {}, [node]
@@ -138,8 +138,20 @@ class SweepGrid(io.ComfyNode):
             inputs = {key: value for key, value in inputs.items() if name != node or key not in free}
             needed[name] = {"class_type": prompt[name]["class_type"], "inputs": inputs}
             pending += [str(value[0]) for value in inputs.values() if isinstance(value, list) and len(value) == 2]
-        digest = hashlib.sha256(json.dumps(needed, sort_keys=True, default=str).encode()).hexdigest()[:12]
-        return Path(folder_paths.get_output_directory()) / "MicroCinema" / f"sweep-{digest}"
+        digest = hashlib.sha256(json.dumps(needed, sort_keys=True, default=str).encode())
+        for tensor in tensors:
+            digest.update(tensor.detach().float().cpu().numpy().tobytes())
+        return Path(folder_paths.get_output_directory()) / "MicroCinema" / f"sweep-{digest.hexdigest()[:12]}"
+
+
+def _tensors(model, positive, negative, latent: dict, picture: torch.Tensor | None) -> list[torch.Tensor]:
+    """What shapes the clips, other than the model's weights: texts, pictures and the latent."""
+    samples = latent["samples"]
+    found = list(samples.unbind()) if samples.is_nested else [samples]
+    found += [text for text, _ in [*positive, *negative] if text is not None]
+    found += [values[APPEARANCE].latents for _, values in positive if APPEARANCE in values]
+    found += [prior.__self__.picture for prior in model.wrappers.get(Wrappers.OUTER_SAMPLE, {}).get(KEY, [])]
+    return found if picture is None else [*found, picture]
 
 
 def parse(parameter: str, text: str) -> list[float]:

@@ -52,13 +52,12 @@ LATENTS = [
     9, 9], [0, 8, 8], [8])
 ] + [{}, {"samples": None}, {"samples": {"shape": [5, 4, 8, 8]}, "batch_index": [9, 9]}, None]  # fmt: skip
 CONDITIONINGS = [
-    {"bare": [1, 24, 64]}, {"bare": [1, 0, 64]}, {"bare": [1, 24, 63]}, {"bare": [2, 24, 64]}, {"bare": [24, 64]},
-    {"bare": [1, 24, 1024]},
-    {"told": [1, 24, 64]}, {"told": [1, 1, 64]}, {"told": [1, 300, 64]}, {"told": [1, 24, 63]}, {"told": [2, 24, 64]},
-    {"told": [1, 0, 64]},
-    {"told": [1, 24, 64], "fill": float("nan")}, {"told": [1, 24, 64], "fill": 1e38}, {"told": [1, 24, 64],
-    "twice": True},
-    {"list": []}, None,
+    *({"bare": shape} for shape in ([1, 24, 64], [1, 0, 64], [1, 24, 63], [2, 24, 64], [24, 64], [1, 24, 1024])),
+    *({"conditioned": shape} for shape in (
+        [1, 24, 64], [1, 1, 64], [1, 300, 64], [1, 24, 63], [2, 24, 64], [1, 0, 64],
+    )),
+    {"conditioned": [1, 24, 64], "fill": float("nan")}, {"conditioned": [1, 24, 64], "fill": 1e38},
+    {"conditioned": [1, 24, 64], "twice": True}, {"list": []}, None,
 ]  # fmt: skip
 SOUNDS = [
     {"waveform": {"shape": shape}, "sample_rate": rate}
@@ -237,7 +236,7 @@ class Nodes:
             "width": 32, "height": 32, "frames": 5, "lambda_": 0.03, "gamma": 0.02, "noise_seed": 0,
         }  # fmt: skip
         positive, negative, latent, _ = nodes.PriorLatent.execute(**prior).result
-        self.carried = positive[0][1]
+        self.options = positive[0][1]
         self.good = {
             "Loader": {"model_name": "tiny.safetensors", "weight_dtype": "default"}, "PriorLatent": prior,
             "EulerSampler": {
@@ -294,8 +293,8 @@ class Nodes:
         if name in ("positive", "negative") and value is not None:
             if "list" in value:
                 return value["list"]
-            shape = value.get("bare") or value["told"]
-            options = dict(self.carried) if "told" in value else {}
+            shape = value.get("bare") or value["conditioned"]
+            options = dict(self.options) if "conditioned" in value else {}
             text = self._tensor({"shape": shape, **({"fill": value["fill"]} if "fill" in value else {})})
             return [[text, options]] * (2 if value.get("twice") else 1)
         return value

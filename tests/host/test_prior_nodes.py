@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from host import graph, latents
+from PIL import Image
 
 pytestmark = pytest.mark.usefixtures("server")
 
@@ -62,6 +63,15 @@ def test_a_sweep_samples_only_the_cells_that_are_missing(server, no_cells):
 def test_another_seed_of_the_graph_is_another_sweep(server, no_cells):
     server.run(swept(rows="none", row_values=""))
     server.run(swept(rows="none", row_values="", seed=9))
+    assert len({path.parent for path in cells(server)}) == 2
+
+
+def test_another_picture_of_the_same_name_is_another_sweep(server, no_cells):
+    for colour in ("red", "blue"):
+        Image.new("RGB", (64, 64), colour).save(server.base / "input" / "changing.png")
+        made = swept(rows="none", row_values="")
+        made["picture"]["inputs"]["image"] = "changing.png"
+        server.run(made)
     assert len({path.parent for path in cells(server)}) == 2
 
 
