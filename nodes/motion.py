@@ -11,10 +11,9 @@ from PIL import Image, ImageDraw
 
 from ..microcinema_core.metrics.clip_report import ClipReport, clip_report
 from .display import show_text
-from .schema import check_images, in_range, schema
+from .schema import PLACES, check_images, frame_at, in_range, schema
 
 CALM, LIVELY = 0.06, -0.02  # γ at the ends of the slider: the range of the supplement's figure 6
-PLACES = {"first": 0.0, "middle": 0.5, "last": 1.0}
 PLOT = (640, 320)  # pixels
 
 
@@ -29,12 +28,12 @@ class MotionAmplitude(io.ComfyNode):
             display_name="Motion Amplitude",
             description="One slider from calm to lively, for the noise prior: wire gamma into Appearance Noise Prior "
             "Latent, or strength into Appearance Noise Prior (any model).",
-            search_aliases=["motion strength", "motion bucket", "calm", "lively", "microcinema"],
+            search_aliases=["motion strength", "motion bucket", "calm", "lively"],
             inputs=[
                 io.Float.Input(
                     "motion", default=0.0, min=-1.0, max=1.0, step=0.05, display_mode=io.NumberDisplay.slider,
-                    tooltip="−1 is calm, 0 as trained, 1 lively. MicroCinema's own models were trained with the prior: "
-                    "there it corrects what the start lacks. Other models it only steers.",
+                    tooltip="−1 is calm, 0 the paper's choice, 1 lively. MicroCinema's own models were trained with "
+                    "the prior: there it corrects what the start lacks. Other models it only steers.",
                 ),
                 io.Float.Input(
                     "lambda_", display_name="lambda", default=0.0, min=0.0, max=1.0, step=0.005,
@@ -67,7 +66,7 @@ class MotionReport(io.ComfyNode):
             display_name="Motion Report",
             description="Measures a clip: motion in pixels a frame, fidelity to the picture, consistency, colour "
             "drift. Motion and consistency together, because a clip that stands still wins every consistency.",
-            search_aliases=["optical flow", "measure motion", "video metrics", "psnr", "ssim", "microcinema"],
+            search_aliases=["optical flow", "measure motion", "video metrics", "psnr", "ssim"],
             inputs=[
                 io.Image.Input("images", tooltip="The frames of the clip, two or more."),
                 io.Combo.Input("given", options=list(PLACES), default="first", tooltip="The frame that shows the "
@@ -90,7 +89,7 @@ class MotionReport(io.ComfyNode):
         frames = check_images(images, minimum=2).movedim(-1, 1)
         if picture is not None:
             picture = check_images(picture)[0].movedim(-1, 0)
-        report = clip_report(frames, picture, round(PLACES[given] * (len(frames) - 1)))
+        report = clip_report(frames, picture, frame_at(given, len(frames)))
         show_text(report.words())
         plot = torch.from_numpy(np.array(_plot(report))).float()[None] / 255
         return io.NodeOutput(report.words(), json.dumps(report.to_json(), indent=1), plot, report.motion)

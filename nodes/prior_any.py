@@ -12,6 +12,7 @@ from copy import copy
 
 import comfy.patcher_extension
 import comfy.utils
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -19,12 +20,11 @@ from ..microcinema_core.errors import MicroCinemaError
 from ..microcinema_core.images import fit
 from ..microcinema_core.prior import CURVES, frame_strengths, low_pass, without_mean
 from .prior_patch import is_first_stage
-from .schema import advanced, check_images, in_range, schema
+from .schema import PLACES, advanced, check_images, in_range, schema
 
 KEY = "microcinema_prior_any"
 FORMS = {"picture": lambda latents: latents, "mean removed": without_mean, "low-pass": low_pass}
 STILLS = ("encoded still clip", "repeated latent")
-PLACES = {"first": 0.0, "middle": 0.5, "last": 1.0}
 Wrappers = comfy.patcher_extension.WrappersMP
 
 
@@ -44,6 +44,11 @@ class AnyPrior:
         other.strength = strength
         return other
 
+    def identity(self, any_strength: bool) -> list:
+        """What its mean depends on, with or without the strength."""
+        settings = [self.curve, self.values, self.given, self.form, self.still]
+        return [self.picture, self.mask, settings, None if any_strength else self.strength]
+
     def start(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         """The OUTER_SAMPLE wrapper: encodes the picture, and registers `shift` as the last wrapper of this run.
 
@@ -55,7 +60,7 @@ class AnyPrior:
                 "sampler, or take Appearance Noise Prior (any model) out of its MODEL."
             )
         shapes = kwargs.get("latent_shapes") or [noise.shape]
-        if self.strength and is_first_stage(executor.class_obj.model_patcher.model, noise, sigmas):
+        if self.strength and is_first_stage(executor.class_obj.model_patcher, noise, sigmas):
             latents = self._latents(tuple(shapes[0]))
             options = executor.class_obj.model_options  # of this run alone
 
@@ -80,12 +85,14 @@ class AnyPrior:
         scaled = FORMS[self.form](scaled)
         dim = 2 if scaled.ndim == 5 else 0
         frames = parts[0].shape[dim]
-        strengths = frame_strengths(self.strength, frames, self.curve, self.given, self.values).to(scaled)
-        if guides := _guide_frames(guider.conds, parts[0].shape):
-            strengths[-guides:] = 0
+        guides = _guide_frames(guider.conds, parts[0].shape)
+        strengths = torch.zeros(frames)
+        strengths[: frames - guides] = frame_strengths(
+            self.strength, frames - guides, self.curve, self.given, self.values
+        )
         shape = [1] * scaled.ndim
         shape[dim] = frames
-        mean = strengths.view(shape) * scaled / getattr(model.model_sampling, "noise_scale", 1.0)
+        mean = strengths.to(scaled).view(shape) * scaled / getattr(model.model_sampling, "noise_scale", 1.0)
         if self.mask is not None:
             height, width = mean.shape[-2:]
             mean = mean * fit(self.mask, width, height).to(mean)
@@ -100,7 +107,9 @@ class AnyPrior:
         if len(shape) not in (4, 5):
             raise MicroCinemaError(f"The latent is of shape {shape}, no picture or clip: the prior is for videos.")
         if shape not in self.encoded:
-            self.encoded = {shape: self._encode(shape)}
+            latents = self._encode(shape)
+            self.encoded.clear()  # of the last size alone
+            self.encoded[shape] = latents
         return self.encoded[shape]
 
     def _encode(self, shape: tuple[int, ...]) -> Tensor:

@@ -61,7 +61,7 @@ def sample_with_prior(executor, noise, latent_image, sampler, sigmas, *args, **k
     appearance = next((cond[APPEARANCE] for cond in conds if APPEARANCE in cond), None)
     if appearance is not None:
         mean = mean_of(noise, model.process_latent_in(appearance.latents), appearance)
-        noise = shift(noise, mean) if is_first_stage(model, noise, sigmas) else noise
+        noise = shift(noise, mean) if is_first_stage(guider.model_patcher, noise, sigmas) else noise
         sampler = with_share(sampler, mean)
     samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     if not torch.isfinite(samples).all():
@@ -73,7 +73,7 @@ def sample_with_prior(executor, noise, latent_image, sampler, sigmas, *args, **k
     return samples
 
 
-def is_first_stage(model, noise: Tensor, sigmas: Tensor) -> bool:
+def is_first_stage(patcher, noise: Tensor, sigmas: Tensor) -> bool:
     """Whether a run starts from noise of its own, rather than from that of a stage before it.
 
     Noise that is zero belongs to a second stage, which continues the first one. At σ_max, however, nothing was sampled
@@ -83,8 +83,9 @@ def is_first_stage(model, noise: Tensor, sigmas: Tensor) -> bool:
     noise = torch.cat([part.flatten() for part in noise.unbind()]) if noise.is_nested else noise
     if bool(noise.any()):
         return True
-    at_sigma_max = len(sigmas) > 0 and float(sigmas[0]) >= 0.999 * float(model.model_sampling.sigma_max)
-    return at_sigma_max and not isinstance(model.model_sampling, comfy.model_sampling.CONST)
+    sampling = patcher.get_model_object("model_sampling")  # with the patches that the model gets when it is loaded
+    at_sigma_max = len(sigmas) > 0 and float(sigmas[0]) >= 0.999 * float(sampling.sigma_max)
+    return at_sigma_max and not isinstance(sampling, comfy.model_sampling.CONST)
 
 
 def mean_of(noise: Tensor, latents: Tensor, appearance: Appearance) -> Tensor:

@@ -13,6 +13,7 @@ from ..microcinema_core.config import ModelConfig
 from ..microcinema_core.errors import MicroCinemaError
 
 CATEGORY = "MicroCinema"
+PLACES = {"first": 0.0, "middle": 0.5, "last": 1.0}  # of a given frame in its clip
 
 
 def schema(**fields) -> io.Schema:
@@ -79,6 +80,11 @@ def check_encoded(latents: torch.Tensor, config: ModelConfig) -> None:
             f"The VAE gives latents of shape {tuple(latents.shape)}, the model takes "
             f"{config.autoencoder.latent_channels} channels: wire the VAE that belongs to it."
         )
+
+
+def frame_at(place: str, frames: int) -> int:
+    """The index of a place of PLACES; the middle of an even number is the first frame after it, as of the prior."""
+    return int(PLACES[place] * (frames - 1) + 0.5)
 
 
 def check_samples(latent: dict) -> None:

@@ -1,8 +1,8 @@
 """Sweep Grid: samples a clip for every value of one or two parameters, and shows all of them side by side.
 
-Every cell is sampled, decoded, measured, reduced and written before the next one begins, so memory does not grow with
-the number of cells, and a run that was interrupted continues with the first cell that is missing. (The host's lists
-would keep the results of all cells in memory, and forget them on an interrupt.)
+Every cell is sampled, decoded, measured, reduced and written before the next one begins, so the memory of sampling does
+not grow with the number of cells, and a run that was interrupted continues with the first cell that is missing. (The
+host's lists would keep the results of all cells in memory, and forget them on an interrupt.)
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import comfy.samplers
 import comfy.utils
@@ -30,10 +31,9 @@ from ..microcinema_core.files import make_folder, remove_stale, whole_file
 from ..microcinema_core.images import to_bytes
 from ..microcinema_core.metrics.clip_report import clip_report
 from .display import show_text
-from .motion import PLACES
 from .prior_any import KEY, Wrappers
-from .prior_patch import APPEARANCE
-from .schema import check_images, check_samples, in_range, schema
+from .prior_patch import APPEARANCE, Appearance
+from .schema import PLACES, check_images, check_samples, frame_at, in_range, schema
 
 PARAMETERS = {"strength": float, "cfg": float, "steps": int, "seed": int}
 LIMITS = {"strength": (-1, 1), "cfg": (0, 100), "steps": (1, 10_000), "seed": (0, 2**64 - 1)}
@@ -53,14 +53,14 @@ class SweepGrid(io.ComfyNode):
             display_name="Sweep Grid",
             description="Samples a clip for every value of one or two parameters: one labelled grid of clips, and a "
             "table of what each does. Continues where it was interrupted.",
-            search_aliases=["xy plot", "grid", "compare", "parameter sweep", "microcinema"],
+            search_aliases=["xy plot", "grid", "compare", "parameter sweep"],
             inputs=[
                 io.Model.Input("model", tooltip="With a prior of this pack, if strength is swept."),
                 io.Conditioning.Input("positive", tooltip="What moves, and how."),
                 io.Conditioning.Input("negative", tooltip="The empty sentence, or what is not wanted."),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
                 io.Latent.Input("latent", tooltip="An empty latent, of the clip's size and length."),
-                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
+                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate="fixed",
                              tooltip="Of the noise, unless it is swept."),
                 io.Int.Input("steps", default=20, min=1, max=10_000, tooltip="Of the sampler, unless they are swept."),
                 io.Float.Input("cfg", default=1.0, min=0.0, max=100.0, step=0.1, tooltip="Unless it is swept."),
@@ -104,13 +104,17 @@ class SweepGrid(io.ComfyNode):
         if picture is not None:
             picture = check_images(picture)[0].movedim(-1, 0)
         settings = {"seed": seed, "steps": steps, "cfg": cfg}
-        folder = cls._folder(_tensors(model, positive, negative, latent, picture))
+        fixed = {key: value for key, value in settings.items() if key not in (columns, rows)}
+        folder = cls._folder(
+            "strength" in (columns, rows), model, [columns, rows, fixed, sampler_name, scheduler, given, positive,
+                                                   negative, latent, picture],
+        )  # fmt: skip
         make_folder(folder)
         remove_stale(folder)
         bar, paths = comfy.utils.ProgressBar(len(cells)), []
         for index, cell in enumerate(cells):
             paths.append(folder / f"{_name(cell)}-{side}px.npz")
-            if not paths[-1].exists():
+            if not _is_whole(paths[-1]):
                 show_text(f"cell {index + 1} of {len(cells)}: {_label(cell)}")
                 swept, conds = _with_strength(model, positive, negative, cell.get("strength"))
                 chosen = settings | {key: value for key, value in cell.items() if key in settings}
@@ -118,40 +122,63 @@ class SweepGrid(io.ComfyNode):
                     swept, chosen["seed"], chosen["steps"], chosen["cfg"], sampler_name, scheduler, *conds, latent
                 )
                 frames = _decoded(vae, sampled)
-                report = clip_report(frames, picture, round(PLACES[given] * (len(frames) - 1)))
+                report = clip_report(frames, picture, frame_at(given, len(frames)))
                 _save(paths[-1], frames, side, report.to_json())
             bar.update_absolute(index + 1)
         return io.NodeOutput(_grid(paths, cells, len(across)), _table(paths, cells))
 
     @classmethod
-    def _folder(cls, tensors: list[torch.Tensor]) -> Path:
-        """The folder of the cells: named by all of the graph that this node depends on, but for its own values of the
-        sweep, and by the tensors that reach it, since a file may change under its name."""
+    def _folder(cls, sweeps_strength: bool, model, values: list) -> Path:
+        """The folder of the cells: named by the nodes before this one, by all that reaches it, and by samples of the
+        model's weights and patches."""
         prompt, node = dict(cls.hidden.prompt or {}), str(cls.hidden.unique_id)
-        free = ("column_values", "row_values", "columns", "rows", "width")
-        needed, pending = {}, [node]
+        free = {"strength", "gamma", "lambda_"} if sweeps_strength else set()
+        before, pending = {}, [node]
         while pending:
             name = pending.pop()
-            if name in needed or name not in prompt:
+            if name in before or name not in prompt:
                 continue
-            inputs = prompt[name]["inputs"]
-            inputs = {key: value for key, value in inputs.items() if name != node or key not in free}
-            needed[name] = {"class_type": prompt[name]["class_type"], "inputs": inputs}
-            pending += [str(value[0]) for value in inputs.values() if isinstance(value, list) and len(value) == 2]
-        digest = hashlib.sha256(json.dumps(needed, sort_keys=True, default=str).encode())
-        for tensor in tensors:
-            digest.update(tensor.detach().float().cpu().numpy().tobytes())
+            inputs, kind = prompt[name]["inputs"], prompt[name]["class_type"]
+            links = [value for value in inputs.values() if isinstance(value, list) and len(value) == 2]
+            pending += [str(link[0]) for link in links]
+            free_here = free if kind.startswith("MicroCinema") else set()
+            inputs = {} if name == node else {key: value for key, value in inputs.items() if key not in free_here}
+            before[name] = [kind, sorted(map(str, inputs.items()))]
+        priors = [start.__self__ for start in model.wrappers.get(Wrappers.OUTER_SAMPLE, {}).get(KEY, [])]
+        digest = hashlib.sha256()
+        _feed(digest, [before, type(model.model).__name__, [prior.identity(sweeps_strength) for prior in priors]])
+        _feed(digest, values, sweeps_strength=sweeps_strength)
+        weights = list(model.model.parameters())
+        _feed(digest, weights[:: max(1, len(weights) // 16)], sampled=True)
+        patches = sorted(model.patches.items())
+        _feed(digest, [len(patches), patches[:: max(1, len(patches) // 16)]], sampled=True)
         return Path(folder_paths.get_output_directory()) / "MicroCinema" / f"sweep-{digest.hexdigest()[:12]}"
 
 
-def _tensors(model, positive, negative, latent: dict, picture: torch.Tensor | None) -> list[torch.Tensor]:
-    """What shapes the clips, other than the model's weights: texts, pictures and the latent."""
-    samples = latent["samples"]
-    found = list(samples.unbind()) if samples.is_nested else [samples]
-    found += [text for text, _ in [*positive, *negative] if text is not None]
-    found += [values[APPEARANCE].latents for _, values in positive if APPEARANCE in values]
-    found += [prior.__self__.picture for prior in model.wrappers.get(Wrappers.OUTER_SAMPLE, {}).get(KEY, [])]
-    return found if picture is None else [*found, picture]
+def _feed(digest, value, *, sampled: bool = False, sweeps_strength: bool = False) -> None:
+    """Add a value to a hash: numbers, texts, tensors (`sampled`: their first values), and what contains these."""
+    options = {"sampled": sampled, "sweeps_strength": sweeps_strength}
+    if isinstance(value, torch.Tensor):
+        data = value.detach().flatten()
+        data = data[:1024] if sampled else data
+        digest.update(f"{tuple(value.shape)} {value.dtype}".encode() + data.float().cpu().numpy().tobytes())
+    elif isinstance(value, dict):
+        for key in sorted(value, key=str):
+            digest.update(str(key).encode())
+            _feed(digest, value[key], **options)
+    elif isinstance(value, list | tuple):
+        digest.update(f"{len(value)}".encode())
+        for part in value:
+            _feed(digest, part, **options)
+    elif isinstance(value, Appearance):
+        _feed(digest, [value.latents] if sweeps_strength else [value.latents, value.lambda_, value.gamma], **options)
+    elif getattr(value, "is_nested", False):  # latents of picture and sound
+        _feed(digest, list(value.unbind()), **options)
+    elif isinstance(value, str | int | float | None):
+        digest.update(repr(value).encode())
+    else:  # a LoRA's weights, a ControlNet, …
+        digest.update(type(value).__name__.encode())
+        _feed(digest, [getattr(value, name, None) for name in ("weights", "strength", "cond_hint_original")], **options)
 
 
 def parse(parameter: str, text: str) -> list[float]:
@@ -198,9 +225,22 @@ def _decoded(vae, latent: dict) -> torch.Tensor:
     """The frames (t, 3, h, w) of a LATENT."""
     samples = latent["samples"]
     samples = samples.unbind()[0] if samples.is_nested else samples
+    if samples.ndim == 5 and len(samples) > 1:
+        raise MicroCinemaError(f"The latent holds {len(samples)} clips: Sweep Grid takes one, give a batch of 1.")
+    if not torch.isfinite(samples).all():
+        raise MicroCinemaError("The model gave NaN or infinite numbers: take another weight type, or lower the cfg.")
     images = vae.decode(samples)
     images = images.reshape(-1, *images.shape[-3:]) if images.ndim == 5 else images
     return images.float().movedim(-1, 1).clamp(0, 1)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a cell is there and can be read; after a loss of power a file may be empty."""
+    try:
+        with np.load(path) as cell:
+            return {"frames", "report"} <= set(cell.files)
+    except (OSError, ValueError, EOFError, BadZipFile):
+        return False
 
 
 def _save(path: Path, frames: torch.Tensor, width: int, report: dict) -> None:
@@ -231,7 +271,7 @@ def _grid(paths: list[Path], cells: list[dict], columns: int) -> torch.Tensor:
         for frame in range(count):
             shown = frames[min(frame, len(frames) - 1)]
             grid[frame, top + LABEL : top + LABEL + shown.shape[0], left : left + shown.shape[1]] = shown
-    return torch.from_numpy(grid).float() / 255
+    return torch.from_numpy(grid).float().div_(255)
 
 
 def _table(paths: list[Path], cells: list[dict]) -> str:

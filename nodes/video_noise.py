@@ -29,13 +29,12 @@ class FramesNoise:
         if self.kind == FRAME_INIT:
             assert self.still is not None  # as execute has checked
             still = self.still.movedim(2, 0) if self.still.ndim == 5 else self.still
-            still = still.expand_as(noise) if len(still) == 1 else still
-            if still.shape != noise.shape:
+            if still.shape[1:] != noise.shape[1:] or len(still) not in (1, len(noise)):
                 raise MicroCinemaError(
                     f"The still clip is of shape {tuple(self.still.shape)}, the latent of {tuple(samples.shape)}: "
                     "encode the picture at the size of the clip."
                 )
-            noise = frame_init(still, noise, self.level)
+            noise = frame_init(still.to(noise).expand_as(noise), noise, self.level)
         return noise.movedim(0, 2) if samples.ndim == 5 else noise
 
 
@@ -50,7 +49,7 @@ class VideoNoise(io.ComfyNode):
             display_name="Video Noise",
             description="Noise whose frames depend on each other: PYoCo's mixed and progressive noise, FrameInit. A "
             "longer clip keeps the noise of its first frames.",
-            search_aliases=["pyoco", "mixed noise", "progressive noise", "frameinit", "freeinit", "microcinema"],
+            search_aliases=["pyoco", "mixed noise", "progressive noise", "frameinit", "freeinit"],
             inputs=[
                 io.Int.Input(
                     "noise_seed", default=0, min=0, max=2**64 - 1, control_after_generate=True, tooltip="Of the noise.",

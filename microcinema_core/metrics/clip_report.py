@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,16 +66,16 @@ def clip_report(frames: Tensor, picture: Tensor | None = None, given: int = 0) -
             length = motion.norm(dim=0) * width / size[1]
             error = psnr(warp(after[None], motion[None])[0], before)
             steps.append({"motion": length.mean().item(), "consistency": error})
-            lengths.append(length.flatten()[:: max(1, length.numel() // 10_000)])
+            lengths.append(length.flatten()[:: max(1, length.numel() // 10_000)].cpu())
     length = torch.cat(lengths) if lengths else torch.zeros(1)
     colours = frames.float().mean((-2, -1))
     fidelity = similarity = None
     if picture is not None:
-        expected, found = fit(picture.float(), width, height), frames[given].float()
+        expected, found = fit(picture.to(frames.device).float(), width, height), frames[given].float()
         fidelity = psnr(found, expected)
         similarity = ssim(found, expected) if min(height, width) >= SSIM_WINDOW else None
     mean = {key: sum(step[key] for step in steps) / max(len(steps), 1) for key in ("motion", "consistency")}
     return ClipReport(
-        mean["motion"], length.quantile(0.95).item(), (length > MOVING).float().mean().item(), mean["consistency"],
-        (colours - colours[given]).abs().max().item(), fidelity, similarity, steps,
+        mean["motion"], float(np.quantile(length.numpy(), 0.95)), (length > MOVING).float().mean().item(),
+        mean["consistency"], (colours - colours[given]).abs().max().item(), fidelity, similarity, steps,
     )  # fmt: skip

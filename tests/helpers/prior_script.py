@@ -22,6 +22,7 @@ import comfyui_version  # noqa: E402
 import torch  # noqa: E402
 from comfy_extras import nodes_context_windows as context_windows  # noqa: E402
 from comfy_extras import nodes_custom_sampler as custom  # noqa: E402
+from comfy_extras import nodes_model_advanced as sampling_nodes  # noqa: E402
 from tiny_families import FAMILIES, LinearVAE, build  # noqa: E402
 
 import nodes  # noqa: E402
@@ -229,7 +230,17 @@ def special() -> dict:
     mask[:, :, -1] = 0.5  # a guide of half the strength
     guided = ksampler(family, latent=family.latent(noise_mask=mask))
     shift = recorded(family.prior(), guided)[0] - recorded(family.stock, guided)[0]
+    curved = recorded(family.prior(curve="falling"), guided)[0] - recorded(family.stock, guided)[0]
+    found["curve before guides"] = [(curved[:, :, i].abs().max() / shift[:, :, i].abs().max()).item() for i in (0, 1)]
     found["guides"] = [shift[:, :, i].abs().max().item() for i in range(FRAMES)]
+
+    family = Family("SD15")
+    zsnr = call(sampling_nodes.ModelSamplingDiscrete, family.stock, "v_prediction", True)[0]
+    prior = call(sampling_nodes.ModelSamplingDiscrete, family.prior(), "v_prediction", True)[0]
+    content = family.latent()
+    content["samples"] += 0.3
+    second = advanced(family, "disable", 1, content)
+    found["patched second stage"] = (recorded(prior, second)[0] - recorded(zsnr, second)[0]).abs().max().item()
 
     if "noise_scale" in inspect.getsource(comfy.model_sampling.CONST):
         family = Family("Wan21")

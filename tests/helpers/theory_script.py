@@ -99,11 +99,13 @@ def analytic(flow: bool):
     return patcher, PictureVAE(model, channels), shape
 
 
-def run(patcher, shape, name, seed=1, share=None, steps=STEPS) -> torch.Tensor:
+def run(patcher, shape, name, seed=1, share=None, steps=STEPS, options=None, sigmas=None) -> torch.Tensor:
     sampler = comfy.samplers.sampler_object(name)
+    sampler.extra_options |= options or {}
     if share is not None:
         sampler = with_share(sampler, torch.tensor(share))
-    sigmas = call(custom.BasicScheduler, patcher, "simple", steps, 1.0)[0]
+    if sigmas is None:
+        sigmas = call(custom.BasicScheduler, patcher, "simple", steps, 1.0)[0]
     text = [[torch.zeros(1, 8, 32), {"pooled_output": torch.zeros(1, 32)}]]
     guider = comfy.samplers.CFGGuider(patcher)
     guider.set_conds(text, text)
@@ -134,9 +136,26 @@ def measured(flow: bool, strengths: dict[str, float], names) -> dict:
             if row["stochastic"] and not flow:
                 samples = run(started["shifted"], shape, name, share=MU)
                 row["with share"] = {"bias": samples.mean().item() - M, "std": samples.std().item()}
+                row["share 0 is stock"] = torch.equal(other[0], run(started["shifted"], small, name, share=0.0))
             found[name] = row
         except Exception as error:
             found[name] = {"failed": f"{type(error).__name__}: {error}"[:200]}
+    return found
+
+
+def options() -> dict:
+    """The bias with the share where less noise is drawn, and where a σ stands twice."""
+    patcher, vae, shape = analytic(False)
+    strength = MU + 1 / float(patcher.model.model_sampling.sigma_max)
+    settings = {"form": "picture", "curve": "constant", "values": "1", "given": "first", "still": "encoded still clip"}
+    model = PriorAnyModel.execute(patcher, vae, torch.zeros(1, SIDE, SIDE, 3), strength, **settings).result[0]
+    found = {}
+    for name in ("euler_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "seeds_2"):
+        for eta, s_noise in ((0.5, 1.0), (0.2, 1.0), (1.0, 0.5)):
+            samples = run(model, shape, name, share=MU, options={"eta": eta, "s_noise": s_noise})
+            found[f"{name} {eta} {s_noise}"] = samples.mean().item() - M
+    twice = torch.tensor([14.0, 5.0, 5.0, 1.0, 0.0])
+    found["twice"] = run(model, shape, "euler_ancestral", share=MU, sigmas=twice).isfinite().all().item()
     return found
 
 
@@ -145,4 +164,4 @@ with torch.inference_mode():
     sigma_max = float(build("SD15").model.model_sampling.sigma_max)
     eps = measured(False, {"shifted": MU + 1 / sigma_max, "plain": 0.0, "without gamma": MU}, names)
     flow = measured(True, {"shifted": MU, "plain": 0.0}, names)
-    print(json.dumps({"eps": eps, "flow": flow}))
+    print(json.dumps({"eps": eps, "flow": flow, "options": options()}))

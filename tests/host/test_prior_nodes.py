@@ -142,6 +142,21 @@ def test_noise_of_every_kind_is_sampled(server):
     assert len({latent.sum().item() for latent in found}) == 4
 
 
+def test_a_still_clip_of_another_size_is_refused(server):
+    made = graph()
+    made["encode"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["picture", 0], "vae": ["loader", 2]}}
+    noise = {"noise_seed": 3, "kind": "FrameInit", "alpha": 1.0, "model": ["loader", 0], "still": ["encode", 0]}
+    made["noise"] = {"class_type": "MicroCinemaVideoNoise", "inputs": noise}
+    made["guider"] = {"class_type": "BasicGuider", "inputs": {"model": ["loader", 0], "conditioning": ["prior", 0]}}
+    made["method"] = {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}}
+    sigmas = {"model": ["loader", 0], "scheduler": "simple", "steps": 1, "denoise": 1.0}
+    made["sigmas"] = {"class_type": "BasicScheduler", "inputs": sigmas}
+    inputs = {"noise": ["noise", 0], "guider": ["guider", 0], "sampler": ["method", 0], "sigmas": ["sigmas", 0],
+              "latent_image": ["prior", 2]}  # fmt: skip
+    made["sampler"] = {"class_type": "SamplerCustomAdvanced", "inputs": inputs}
+    assert "encode the picture at the size of the clip" in server.error(made)
+
+
 def test_frame_init_needs_the_picture(server):
     made = graph()
     noise = {"noise_seed": 3, "kind": "FrameInit", "alpha": 1.0}

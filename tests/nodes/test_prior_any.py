@@ -66,6 +66,11 @@ def test_the_noise_is_shifted_after_windows_have_shuffled_it(found):
 def test_guide_frames_are_left_alone(found):
     first, second, guide = found["special"]["guides"]
     assert guide == 0 and first > 1e-3 and second > 1e-3
+    assert found["special"]["curve before guides"] == pytest.approx([1, 0], abs=1e-3)
+
+
+def test_a_second_stage_is_one_with_another_sampling_too(found):
+    assert found["special"]["patched second stage"] == 0
 
 
 def test_a_scale_of_the_noise_does_not_scale_the_mean(found):

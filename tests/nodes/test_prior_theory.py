@@ -42,8 +42,20 @@ def test_without_gamma_the_share_of_the_terminal_noise_is_missing(found):
 
 def test_stochastic_samplers_lose_the_mean_and_keep_it_with_their_share(found):
     rows = {name: row for name, row in found["eps"].items() if row["stochastic"]}
+    assert all(row["share 0 is stock"] for row in rows.values())
     shared = {name for name, row in rows.items() if row["with share"]["bias"] != row["shifted"]["bias"]}
     assert len(shared) >= 10
     for name in shared:
         assert rows[name]["shifted"]["bias"] < -0.1, name
         assert abs(rows[name]["with share"]["bias"]) < BIAS, name
+
+
+def test_the_share_follows_the_amount_of_noise(found):
+    biases = {name: bias for name, bias in found["options"].items() if name != "twice"}
+    assert len(biases) == 18
+    for name, bias in biases.items():
+        assert abs(bias) < BIAS, name
+
+
+def test_a_sigma_that_stands_twice_takes_no_noise(found):
+    assert found["options"]["twice"]
