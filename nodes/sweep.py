@@ -11,6 +11,7 @@ import csv
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from zipfile import BadZipFile
@@ -159,9 +160,10 @@ def _feed(digest, value, *, sampled: bool = False, sweeps_strength: bool = False
     """Add a value to a hash: numbers, texts, tensors (`sampled`: their first values), and what contains these."""
     options = {"sampled": sampled, "sweeps_strength": sweeps_strength}
     if isinstance(value, torch.Tensor):
+        digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
         data = value.detach().flatten()
-        data = data[:1024] if sampled else data
-        digest.update(f"{tuple(value.shape)} {value.dtype}".encode() + data.float().cpu().numpy().tobytes())
+        with suppress(RuntimeError, TypeError, NotImplementedError):  # weights in a type that is packed
+            digest.update((data[:1024] if sampled else data).float().cpu().numpy().tobytes())
     elif isinstance(value, dict):
         for key in sorted(value, key=str):
             digest.update(str(key).encode())
