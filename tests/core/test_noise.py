@@ -43,6 +43,13 @@ def test_a_longer_clip_begins_with_the_noise_of_a_shorter_one(kind):
     assert torch.equal(correlated_noise(SHAPE, 9, 3, kind)[:4], correlated_noise(SHAPE, 4, 3, kind))
 
 
+@pytest.mark.parametrize("cells", [(4, 8, 8), (16, 12, 12), (16, 32, 48)])
+def test_the_noise_of_the_command_and_of_the_prior_node_begins_alike_too(cells):
+    """Both draw a clip at once, from one generator on the CPU."""
+    long, short = (torch.randn(n, *cells, generator=torch.Generator().manual_seed(7)) for n in (9, 5))
+    assert torch.equal(long[:5], short)
+
+
 def test_seeds_and_frames_differ():
     assert not torch.equal(frame_noise(SHAPE, 2, 0), frame_noise(SHAPE, 2, 1))
     first, second = frame_noise(SHAPE, 2, 0)

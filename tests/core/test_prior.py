@@ -159,3 +159,30 @@ def test_the_low_frequencies_of_a_latent_keep_its_mean_and_lose_its_detail():
     assert low.std() < 0.5 * latents.std()
     checked = (-1.0) ** (torch.arange(32)[:, None] + torch.arange(32)).expand(1, 1, 32, 32)
     assert low_pass(checked).abs().max() < 1e-3
+
+
+# The supplement's derivation, in numbers
+
+
+def test_the_forward_steps_of_equation_16_add_up_to_equation_15():
+    alphas_cumprod, mean = NoiseSchedule().alphas_cumprod, 0.0
+    for alpha_bar, before in zip(alphas_cumprod, [torch.tensor(1.0), *alphas_cumprod[:-1]], strict=True):
+        alpha = alpha_bar / before
+        mean = alpha.sqrt() * mean + (1 - alpha_bar).sqrt() - (alpha - alpha_bar).clamp(0).sqrt()
+        assert mean == pytest.approx((1 - alpha_bar).sqrt().item(), abs=1e-9)  # of μ, eq. (15)
+
+
+def test_the_reverse_ode_with_the_prior_is_that_without():
+    """Eq. (24), whose form is eq. (14)'s, equals eq. (21) with the drift of eq. (20), on data N(m, s²) whose score and
+    whose expected noise have closed forms, found independently."""
+    m, s, mu, beta = 0.7, 0.5, 0.3, 4.2
+    z = torch.linspace(-3, 3, 25, dtype=torch.float64)
+    for alpha_bar in (0.99, 0.5, 0.01):
+        root, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+        mean, variance = root * m + noise * mu, alpha_bar * s**2 + 1 - alpha_bar
+        score = -(z - mean) / variance
+        clean = m + root * s**2 / variance * (z - mean)
+        output = (z - root * clean) / noise  # f_θ: the expectation of ε + μ
+        drift = -beta / 2 * z + beta / (2 * noise) * mu  # eq. (20)
+        torch.testing.assert_close(drift - beta / 2 * score, -beta / 2 * z + beta / (2 * noise) * output)
+        torch.testing.assert_close(score, -(output - mu) / noise)  # eq. (23)
