@@ -1,0 +1,111 @@
+"""Files of moved photographs for the training of the flow network: shards of a pool, as in shards.py."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Generator, Tensor
+
+from ..files import make_folder, whole_file
+from .moved_photographs import DRAWING, Photographs, draw_scene
+
+SCENES_PER_SHARD = 200
+SIDE = 224  # of a scene, in pixels; crops of it are trained on
+TIMES = (1 / 4, 1 / 4, 1 / 2)  # of the frame between the ends of one scene after another; 3/4 is 1/4 backwards
+HELD_OUT_SEED = 2**40  # scenes of the pictures held out have seeds from here on
+
+
+def shard_path(folder: Path, photographs: Photographs, index: int) -> Path:
+    """The path of shard `index` of scenes with these pictures."""
+    parameters = [DRAWING, SCENES_PER_SHARD, SIDE, TIMES, photographs.identity]
+    digest = hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:8]
+    return folder / f"moved-{SIDE}px-{digest}-{index:04d}.safetensors"
+
+
+def draw_shard(folder: Path, pictures: Sequence[Path], index: int, held_out: bool) -> Path:
+    """Draw shard `index` with the pictures of these folders unless its file exists, and return its path.
+
+    The file contains the `frames` (n, 3, 3, SIDE, SIDE) in uint8, the first, the one between and the last, and for the
+    one between the `velocity` (n, 2, SIDE, SIDE) in float16 and the `times` (n,).
+    """
+    photographs = Photographs(pictures, held_out=held_out)
+    path = shard_path(folder, photographs, index)
+    if path.exists():
+        return path
+    frames, velocities, times = [], [], []
+    for row in range(index * SCENES_PER_SHARD, (index + 1) * SCENES_PER_SHARD):
+        time = TIMES[row % len(TIMES)]
+        scene, velocity = draw_scene(photographs, row + HELD_OUT_SEED * held_out, (0, time, 1), SIDE)
+        frames.append((scene * 255).round().to(torch.uint8))
+        velocities.append(velocity[1].half())
+        times.append(time)
+    tensors = {"frames": torch.stack(frames), "velocity": torch.stack(velocities), "times": torch.tensor(times)}
+    with whole_file(path) as part:
+        save_file(tensors, part)
+    return path
+
+
+def draw_pool(folder: Path, pictures: Sequence[Path], shards: int, workers: int, *, held_out: bool = False) -> list[Path]:
+    """Draw those of the first `shards` shards that do not exist, in `workers` processes, and return all their paths."""
+    make_folder(folder)
+    jobs = [(folder, tuple(pictures), index, held_out) for index in range(shards)]
+    if workers > 1:
+        with get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
+            return pool.starmap(draw_shard, jobs, chunksize=1)
+    return [draw_shard(*job) for job in jobs]
+
+
+class MovedScenes:
+    """The scenes of a pool, which are read from the disk where they are used."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self.files = [safe_open(path, "pt") for path in paths]
+        self.rows: dict[float, list[tuple[int, int]]] = {}
+        for number, file in enumerate(self.files):
+            for row, time in enumerate(file.get_tensor("times").tolist()):
+                self.rows.setdefault(time, []).append((number, row))
+
+    def batch(self, time: float, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Scenes of `time`: frames (b, 3, 3, SIDE, SIDE) in [0, 1] and velocities (b, 2, SIDE, SIDE) in pixels."""
+        places = [self.rows[time][index] for index in indices]
+        frames, velocity = (
+            torch.cat([self.files[number].get_slice(name)[row : row + 1] for number, row in places])
+            for name in ("frames", "velocity")
+        )
+        return frames.float() / 255, velocity.float()
+
+    def sample(self, generator: Generator, count: int, crop: int) -> tuple[float, Tensor, Tensor]:
+        """A random batch: the time between the ends, frames (b, 3, 3, crop, crop) and velocities (b, 2, crop, crop).
+
+        Scenes are cropped, mirrored, transposed, reversed in time and get their colour channels in another order.
+        """
+
+        def integer(high: int) -> int:
+            return int(torch.randint(high, (), generator=generator))
+
+        times = sorted(self.rows)
+        time = times[integer(len(times))] if integer(3) else times[0]
+        indices = torch.randint(len(self.rows[time]), (count,), generator=generator).tolist()
+        frames, velocity = self.batch(time, indices)
+        reverse = bool(integer(2))
+        crops = []
+        for clip, flow in zip(frames, velocity, strict=True):
+            y, x = integer(SIDE - crop + 1), integer(SIDE - crop + 1)
+            clip, flow = clip[..., y : y + crop, x : x + crop], flow[..., y : y + crop, x : x + crop]
+            clip = clip[:, torch.randperm(3, generator=generator)]
+            for axis in (0, 1):
+                if integer(2):
+                    clip, flow = clip.flip(axis - 2), flow.flip(axis - 2)
+                    flow = flow * torch.tensor([-1.0 if axis else 1.0, 1.0 if axis else -1.0]).view(2, 1, 1)
+            if integer(2):
+                clip, flow = clip.mT, flow.mT.flip(0)
+            crops.append((clip, flow))
+        frames, velocity = (torch.stack(parts) for parts in zip(*crops, strict=True))
+        return (1 - time, frames.flip(1), -velocity) if reverse else (time, frames, velocity)
