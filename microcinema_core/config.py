@@ -22,7 +22,7 @@ LAMBDA = 0.03  # of the prior in training, as in the paper
 # The prefixes of the keys in a model file, see header.py.
 NETWORK, AUTOENCODER, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
 # Fields of demo.config.DemoNetworkConfig; a header with a value for one of them describes a model of that kind.
-DEMO_FIELDS = {"residual_std", "motion_embedding", "forward_warp", "amplitude_std"}
+DEMO_FIELDS = {"residual_std", "motion_embedding", "forward_warp", "flow_warp", "amplitude_std"}
 T = TypeVar("T")
 
 Channels = Annotated[int, Range(1, 16384, "channels", 64)]

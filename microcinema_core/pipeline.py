@@ -18,7 +18,7 @@ from .model.autoencoder import Autoencoder
 from .model.text import TextEncoder
 from .prior import prior_mean, shift
 from .samplers import initial, sample_euler
-from .windows import Progress, Windows, minimum_side
+from .windows import Progress, Windows, minimum_side, restore, warp_ends
 
 
 class Pipeline:
@@ -142,14 +142,11 @@ class Pipeline:
         count = self.config.network.frames
         latents = self.encode(ends.flatten(0, 1)).unflatten(0, (-1, 2))
         encoded = self.network.encode_condition(latents.to(self.dtype))
+        warp_ends(self.network, encoded, ends.to(self.device, self.dtype), count)
         sampled = self.sample(
             latents, None, frames=count, steps=steps, cfg=1.0, seeds=seeds, progress=progress, encoded=encoded
         )  # fmt: skip
-        # The end frames' error of reconstruction by the autoencoder is added to the frames between them.
-        residual = ends - self.decode(latents.flatten(0, 1)).unflatten(0, (-1, 2))
-        residual = self.network.interpolate_pictures(encoded, residual.to(self.device), count)[:, 1:-1].cpu()
-        middle = self.decode(sampled[:, 1:-1].flatten(0, 1)).unflatten(0, (-1, count - 2))
-        return (middle + residual).clamp(0, 1)
+        return restore(self.network, encoded, ends, sampled, self.decode)
 
     @torch.no_grad()
     def sample(

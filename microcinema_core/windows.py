@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 
@@ -10,18 +11,50 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import ModelConfig
+from .model import Condition, MicroCinemaUNet
 
 Progress = Callable[[int, int], None]  # steps done, steps in total
 # Windows (b, 2, 3, h, w), a seed for each, steps, progress → the frames (b, N − 2, 3, h, w) between their end frames.
 Between = Callable[[Tensor, list[int], int, Progress | None], Tensor]
 
 AT_ONCE = 4  # windows in a batch
+NAMED_CUTS = 5  # so many are named in a warning
+
+
+def warp_ends(network: MicroCinemaUNet, encoded: Condition, ends: Tensor, frames: int) -> None:
+    """Before the sampling of windows: give a network that moves the end frames' pixels those of the windows,
+    (b, 2, 3, h, w), which were encoded as `encoded`. Other networks predict latents only."""
+    if _moves_pixels(network):
+        network.warp_ends(encoded, ends, frames)  # pyright: ignore[reportCallIssue]  # see _moves_pixels
+
+
+def restore(
+    network: MicroCinemaUNet, encoded: Condition, ends: Tensor, sampled: Tensor, decode: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Sampled latents (b, N, C, h, w) of windows → the frames (b, N − 2, 3, h, w) between their end frames.
+
+    A network that moves the end frames' pixels adds the sampled residual to them. The latents of others are decoded by
+    `decode`, (n, C, h, w) → (n, 3, h, w), and get the end frames' error of reconstruction by the autoencoder.
+    """
+    count, device = sampled.shape[1], sampled.device
+    if _moves_pixels(network):
+        return network.add_residual(encoded, sampled)[:, 1:-1].float().cpu()  # pyright: ignore[reportCallIssue]
+    middle = decode(sampled[:, 1:-1].flatten(0, 1)).unflatten(0, (-1, count - 2))
+    residual = ends - decode(encoded.latents.flatten(0, 1)).unflatten(0, (-1, 2))
+    residual = network.interpolate_pictures(encoded, residual.to(device), count)[:, 1:-1].cpu()
+    return (middle + residual).clamp(0, 1)
+
+
+def _moves_pixels(network: MicroCinemaUNet) -> bool:
+    """Whether it is a network of demo/ with a flow warp, which this room must not import."""
+    return getattr(network.config, "flow_warp", None) is not None
 
 
 class Windows:
     """Cuts a stream of frames into windows of two neighbours, and calls `between` with batches of them.
 
-    When a batch raises `out_of_memory`, the size of this batch and of all later ones is halved.
+    When a batch raises `out_of_memory`, the size of this batch and of all later ones is halved. Where the model held the
+    end frames at a cut instead of moving them, `warn` is called with a sentence at the end of the clip.
     """
 
     def __init__(
@@ -32,10 +65,12 @@ class Windows:
         steps: int,
         progress: Progress | None = None,
         out_of_memory: type[Exception] = torch.cuda.OutOfMemoryError,
+        warn: Callable[[str], None] = warnings.warn,
     ):
         self.config, self.between, self.steps = config, between, steps
-        self.progress, self.out_of_memory = progress, out_of_memory
+        self.progress, self.out_of_memory, self.warn = progress, out_of_memory, warn
         self.at_once, self.done, self.total = AT_ONCE, 0, 0
+        self.cuts: list[int] = []  # the numbers of the frames before a cut, in the first pass
 
     def interpolated(self, frames: Iterable[Tensor], count: int, passes: int, seed: int) -> Iterator[Tensor]:
         """Frames (3, h, w) of any size, about `count` of them → the same frames with N − 2 new ones between any two, in
@@ -50,10 +85,21 @@ class Windows:
         height, width = first.shape[1:]
         out = map(self._padded, chain([first], frames))
         for index in range(passes):
-            out = self._pass(out, (seed * 1_000_003 + index) * 1_000_003)
-        return (frame[:, :height, :width] for frame in out)
+            out = self._pass(out, (seed * 1_000_003 + index) * 1_000_003, first_pass=index == 0)
+        return chain((frame[:, :height, :width] for frame in out), self._report())
 
-    def _pass(self, frames: Iterator[Tensor], seed: int) -> Iterator[Tensor]:
+    def _report(self) -> Iterator[Tensor]:
+        """No frames: warns of the cuts that were found, when it is read."""
+        if self.cuts:
+            named = ", ".join(str(number) for number in self.cuts[:NAMED_CUTS])
+            more = f" and {len(self.cuts) - NAMED_CUTS} more" if len(self.cuts) > NAMED_CUTS else ""
+            self.warn(
+                f"the scene changes after given frame {named}{more}: the frames there are copies of their neighbours, for "
+                "there is no motion between two scenes"
+            )
+        yield from ()
+
+    def _pass(self, frames: Iterator[Tensor], seed: int, first_pass: bool) -> Iterator[Tensor]:
         """One pass over the frames: each frame, then the new ones between it and the next. Window i has the seed
         `seed` + i."""
         last, start = next(frames), 0
@@ -71,6 +117,8 @@ class Windows:
                     self.at_once = len(batch) // 2
                     continue
                 self.done += len(batch) * self.steps
+                if first_pass:
+                    self.cuts += [start + i + 1 for i, pair in enumerate(batch) if _is_held(inserted[i], *pair)]
                 start, windows = start + len(batch), windows[len(batch) :]
                 for between, end in zip(inserted, batch[:, 1], strict=True):
                     yield from between
@@ -88,6 +136,11 @@ class Windows:
         factor, minimum = self.config.autoencoder.factor, minimum_side(self.config)
         rows, columns = (max(minimum, -(-side // factor) * factor) - side for side in frame.shape[1:])
         return F.pad(frame[None], (0, columns, 0, rows), mode="replicate")[0] if rows or columns else frame
+
+
+def _is_held(inserted: Tensor, first: Tensor, last: Tensor) -> bool:
+    """Whether frames (n, 3, h, w) between two different ones are copies of them, as the model makes them at a cut."""
+    return torch.equal(inserted[0], first) and torch.equal(inserted[-1], last) and not torch.equal(first, last)
 
 
 def minimum_side(config: ModelConfig) -> int:

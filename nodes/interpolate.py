@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import comfy.model_management
 import comfy.samplers
 import comfy.utils
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from ..microcinema_core.diffusion import NoiseSchedule
 from ..microcinema_core.errors import MicroCinemaError
-from ..microcinema_core.windows import Progress, Windows
+from ..microcinema_core.windows import Progress, Windows, restore, warp_ends
 from .display import show_text
 from .prior_patch import APPEARANCE, Appearance
 from .sampler import euler_edm
@@ -42,20 +44,24 @@ class Between:
         shape = (count, *latents.shape[2:])
         noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         self._load(noise.shape)
-        encoded = self.model.model.encode(appearance, self.model.load_device)  # the model keeps it for the sampling
+        host = self.model.model
+        encoded = host.encode(appearance, self.model.load_device)  # the model keeps it for the sampling
+        warp_ends(host.diffusion_model, encoded, ends.to(self.model.load_device), count)
         self.guider.set_appearance(appearance)
         sampled = self.guider.sample(
             noise, torch.zeros_like(noise), comfy.samplers.KSAMPLER(euler_edm), NoiseSchedule().sigmas_for(steps),
             callback=progress and (lambda step, *_: progress(step + 1, steps)), disable_pbar=True, seed=seeds[0],
         ).unflatten(0, (-1, count))  # fmt: skip
-        middle = self._decode(sampled[:, 1:-1].flatten(0, 1)).unflatten(0, (-1, count - 2))
-        # The end frames' error of reconstruction by the autoencoder is added to the frames between them.
-        residual = ends - self._decode(latents.flatten(0, 1)).unflatten(0, (-1, 2))
+
+        def decode(latents: Tensor) -> Tensor:
+            pictures = self._decode(host.process_latent_out(latents))
+            self._load(noise.shape)
+            return pictures
+
         self._load(noise.shape)
-        network = self.model.model.diffusion_model
         with torch.no_grad():
-            residual = network.interpolate_pictures(encoded, residual.to(self.model.load_device), count)
-        return (middle + residual[:, 1:-1].cpu()).clamp(0, 1)
+            sampled = host.process_latent_in(sampled.to(self.model.load_device))
+            return restore(host.diffusion_model, encoded, ends, sampled, decode)
 
     def _load(self, shape) -> None:
         """Load the network with its patches to its device, from which the VAE may have displaced it."""
@@ -122,7 +128,7 @@ class Interpolate(io.ComfyNode):
         bar = comfy.utils.ProgressBar(1)
         windows = Windows(
             config, Between(model, vae, config), steps=steps, progress=bar.update_absolute,
-            out_of_memory=comfy.model_management.OOM_EXCEPTION,
+            out_of_memory=comfy.model_management.OOM_EXCEPTION, warn=logging.warning,
         )  # fmt: skip
         inserted = (config.network.frames - 1) ** passes
         result = torch.empty((len(frames) - 1) * inserted + 1, *frames.shape[1:])

@@ -11,7 +11,8 @@ from ..config import AUTOENCODER, NETWORK, AutoencoderConfig, ModelConfig, Netwo
 from ..validated import Range, validated
 
 LatentSize = Annotated[float, Range(0, 1000, "in latents", 0.2, above=True)]
-WARP_AUTOENCODER = NETWORK + "forward_warp.autoencoder."  # equals the file's autoencoder, which is stored only once
+# The autoencoders of the warps equal the file's own, which is stored only once.
+WARP_AUTOENCODERS = {name: f"{NETWORK}{name}.autoencoder." for name in ("forward_warp", "flow_warp")}
 # Names of modules in files of release 0.1 → current names.
 RENAMED = {
     "motion_first.": "motion_linear.",
@@ -36,7 +37,7 @@ RENAMED = {
 
 @validated
 class DemoNetworkConfig(NetworkConfig):
-    """The paper's network with up to four extensions; network.py describes them."""
+    """The paper's network with up to five extensions; network.py describes them."""
 
     # With v-prediction only: the layers estimate the residual between the clip and a prediction. This is the standard
     # deviation of the residual.
@@ -46,6 +47,9 @@ class DemoNetworkConfig(NetworkConfig):
     # the configuration of the model's autoencoder, which converts between latents and the pixels that are warped; it
     # has four or more pixels per latent cell in each direction.
     forward_warp: AutoencoderConfig | None = None
+    # With residual_std, between end frames: the prediction is made by a flow network (flow.py), which moves their pixels.
+    # This is the configuration of the model's autoencoder, which converts the result to latents.
+    flow_warp: AutoencoderConfig | None = None
     # With a forward warp and a text: the standard deviation of the motion's amplitude, relative to that of the text.
     amplitude_std: LatentSize | None = None
 
@@ -53,6 +57,7 @@ class DemoNetworkConfig(NetworkConfig):
         "motion_linear": "motion embedding",
         "motion_quadratic": "motion embedding",
         "forward_warp": "forward warp",
+        "flow_warp": "flow network",
         "prediction_in": "forward warp",
     }
 
@@ -64,6 +69,11 @@ class DemoNetworkConfig(NetworkConfig):
             raise ValueError("forward_warp needs residual_std")
         if self.amplitude_std is not None and not (self.forward_warp and self.context_dim):
             raise ValueError("amplitude_std needs forward_warp and a text")
+        if self.flow_warp and (self.residual_std is None or self.forward_warp or self.condition != "ends"):
+            raise ValueError('flow_warp needs residual_std and condition "ends", and no forward_warp')
+        for name in ("forward_warp", "flow_warp"):
+            if (autoencoder := getattr(self, name)) and autoencoder.latent_channels != self.latent_channels:
+                raise ValueError(f"{name}.latent_channels must be the network's own ({self.latent_channels})")
         if self.forward_warp:
             self._check_warp(self.forward_warp)
 
@@ -71,8 +81,6 @@ class DemoNetworkConfig(NetworkConfig):
         """Raise ValueError where the forward warp's autoencoder does not fit the network."""
         if autoencoder.factor < 4:
             raise ValueError("forward_warp cannot have fewer than 3 channel_multipliers: give 4 pixels a cell or more")
-        if autoencoder.latent_channels != self.latent_channels:
-            raise ValueError(f"forward_warp.latent_channels must be the network's own ({self.latent_channels})")
         unit = 48 if self.context_dim is None else 24  # the channels inside the forward warp are multiples of it
         if unit % self.norm_groups:
             raise ValueError(f"norm_groups cannot be {self.norm_groups} with forward_warp: give a divisor of {unit}")
@@ -91,23 +99,29 @@ class DemoModelConfig(ModelConfig):
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        """Only float32 with a forward warp, which overflows in half precision (docs/performance.md)."""
-        return ("float32",) if self.network.forward_warp else super().dtypes
+        """Only float32 with a warp: the forward warp overflows in half precision (docs/performance.md)."""
+        return ("float32",) if self._warp_autoencoder else super().dtypes
+
+    @property
+    def _warp_autoencoder(self) -> str | None:
+        """The prefix of the tensors of the warp's autoencoder, if there is a warp."""
+        return next((prefix for name, prefix in WARP_AUTOENCODERS.items() if getattr(self.network, name)), None)
 
     def from_file(self, tensors: dict[str, T]) -> dict[str, T]:
-        """Rename the tensors of a file to the current names, and add those of the forward warp's autoencoder, which are
-        the model's own."""
+        """Rename the tensors of a file to the current names, and add those of the warp's autoencoder, which are the
+        model's own."""
         tensors = {_renamed(key): value for key, value in tensors.items()}
-        if not self.network.forward_warp:
+        if not (prefix := self._warp_autoencoder):
             return tensors
         autoencoder = {key: value for key, value in tensors.items() if key.startswith(AUTOENCODER)}
-        return {key.replace(AUTOENCODER, WARP_AUTOENCODER): value for key, value in autoencoder.items()} | tensors
+        return {key.replace(AUTOENCODER, prefix): value for key, value in autoencoder.items()} | tensors
 
     def to_file(self, tensors: dict[str, T]) -> dict[str, T]:
-        """Leave out the forward warp's autoencoder where the file contains the model's own, which is the same."""
-        if not any(key.startswith(AUTOENCODER) for key in tensors):
+        """Leave out the warp's autoencoder where the file contains the model's own, which is the same."""
+        prefix = self._warp_autoencoder
+        if not prefix or not any(key.startswith(AUTOENCODER) for key in tensors):
             return tensors
-        return {key: value for key, value in tensors.items() if not key.startswith(WARP_AUTOENCODER)}
+        return {key: value for key, value in tensors.items() if not key.startswith(prefix)}
 
 
 def _renamed(key: str) -> str:

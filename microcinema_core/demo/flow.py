@@ -55,6 +55,11 @@ class Interpolated:
     warped: Tensor
     estimates: list[Estimate]
 
+    def cropped(self, height: int, width: int) -> Interpolated:
+        """The maps at full resolution without what is to the right of and below this size."""
+        maps = (self.frame, self.flows, self.mask, self.warped)
+        return Interpolated(*(values[..., :height, :width] for values in maps), self.estimates)
+
 
 class FlowNetwork(nn.Module):
     """Interpolates between pictures (b, 3, H, W) in [0, 1], whose sides are multiples of COARSEST."""
@@ -244,7 +249,7 @@ def initialise(network: nn.Module) -> None:
     """Kaiming initialisation, with small heads: PyTorch's own shrinks the features from layer to layer, until nothing is
     left to correlate."""
     for name, layer in network.named_modules():
-        if isinstance(layer, nn.Conv2d) and not layer.weight.is_meta:
+        if isinstance(layer, nn.Conv2d) and layer.weight is not None and not layer.weight.is_meta:
             nn.init.kaiming_normal_(layer.weight, SLOPE, nonlinearity="leaky_relu")
             if name.endswith(("head", "fine")):
                 layer.weight.mul_(0.02)

@@ -6,6 +6,8 @@ extension of the paper's network has a field in DemoNetworkConfig:
 - `motion_embedding`: τ·A(text) + τ²·B(text) is added to the time embedding, τ the signed time from the centre frame.
 - `residual_std`: the output is preconditioned around z̄ (Karras et al. 2022, table 1).
 - `forward_warp`: z̄ and its visibility are computed from the picture and the text (warp.py), and are inputs as well.
+- `flow_warp`: z̄ is that of the frames that a flow network makes of both end frames (flow_warp.py). It is an input
+  together with the end frames' disagreement. The pixels are those of the flow network; the residual is added to them.
 - `amplitude_std`: the amplitude of the motion is estimated from the noisy clip by linear regression.
 """
 
@@ -21,6 +23,7 @@ from ..diffusion import NoiseSchedule
 from ..model import Condition, MicroCinemaUNet
 from ..model.clips import Clips, over_frames
 from .config import DemoNetworkConfig
+from .flow_warp import FlowWarp, WarpedFrames
 from .warp import ForwardWarp, WarpInputs
 
 _SCHEDULE = NoiseSchedule()
@@ -29,13 +32,15 @@ FINITE_DIFFERENCE = 0.1  # the step of the derivative by the amplitude, relative
 
 @dataclass
 class DemoCondition(Condition):
-    """A Condition with two more values.
+    """A Condition with three more values.
 
     warp_inputs: the result of ForwardWarp.encode, None without a forward warp.
+    warped: the result of FlowWarp, None until `warp_ends` is called.
     lambda_: λ of the run, the strength of the prior in training.
     """
 
     warp_inputs: WarpInputs | None = None
+    warped: WarpedFrames | None = None
     lambda_: float = 0.0
 
 
@@ -57,6 +62,9 @@ class DemoUNet(MicroCinemaUNet):
                     layer.weight.detach().copy_(0.05 * torch.randn(layer.weight.shape, device=device))
         if config.forward_warp:
             self.forward_warp = ForwardWarp(config, operations=operations, **plain)
+        if config.flow_warp:
+            self.flow_warp = FlowWarp(config, operations=operations, **plain)
+        if config.forward_warp or config.flow_warp:
             self.prediction_in = operations.Conv2d(
                 config.latent_channels + 1, config.model_channels, 1, bias=False, **plain
             )
@@ -88,6 +96,9 @@ class DemoUNet(MicroCinemaUNet):
         if config.forward_warp:
             warped, visibility = self._warp(clips, static_latent, text, times.float())
             predicted = torch.where(is_new, warped, static_latent)
+        elif config.flow_warp:
+            predicted, visibility = self._warped_latents(clips)
+        if config.forward_warp or config.flow_warp:
             h = h + self.prediction_in(torch.cat([predicted - static_latent, visibility], dim=1))
         out = self.out(self.run_layers(h, emb, clips))
         return self._precondition(out, clips, predicted, is_new)
@@ -139,6 +150,43 @@ class DemoUNet(MicroCinemaUNet):
         q = (alpha**2 * rho**2 + sigma**2).sqrt()
         skip = alpha * sigma * (1 - rho**2) / q**2
         return skip * (clips.x - alpha * predicted) - sigma * predicted - rho / q * out
+
+    def warp_ends(self, condition: Condition, ends: Tensor, frames: int) -> Tensor:
+        """With a flow warp: predict the clips between end frames (b, 2, 3, H, W), which were encoded as `condition`.
+
+        Returns the frames (b, frames, 3, H, W), and keeps them in the condition, as the prediction of its later use.
+        """
+        assert isinstance(condition, DemoCondition)
+        times = [index / (frames - 1) for index in range(frames)]
+        condition.warped = self.flow_warp(ends.to(condition.latents), condition.latents, times)
+        return condition.warped.pixels
+
+    def add_residual(self, condition: Condition, sampled: Tensor) -> Tensor:
+        """With a flow warp: the frames (b, t, 3, H, W) of sampled latents (b, t, C, h, w), those of `warp_ends` with the
+        residual around them."""
+        assert isinstance(condition, DemoCondition) and condition.warped is not None
+        warped = condition.warped
+        residual = self.flow_warp.residual((sampled.to(warped.latents) - warped.latents).flatten(0, 1))
+        residual = residual.unflatten(0, sampled.shape[:2]) * ~warped.cut.view(-1, 1, 1, 1, 1)
+        return (warped.pixels + residual).clamp(0, 1)
+
+    def _warped_latents(self, clips: Clips) -> tuple[Tensor, Tensor]:
+        """The latents of the flow warp's frames (b·t, C, h, w), and the end frames' disagreement (b·t, 1, h, w).
+
+        Without a call of `warp_ends` before, the pixels are decoded from the condition's latents.
+        """
+        condition, frames = clips.condition, len(clips.offsets)
+        assert isinstance(condition, DemoCondition)
+        if condition.warped is None or condition.warped.latents.shape[1] != frames:
+            with torch.no_grad():
+                ends = self.flow_warp.autoencoder.decode(condition.latents.flatten(0, 1)).clamp(0, 1)
+            self.warp_ends(condition, ends.unflatten(0, (-1, 2)), frames)
+        assert condition.warped is not None
+        latents, disagreement = (
+            maps.flatten(0, 1).repeat(clips.x.shape[0] // maps.shape[:2].numel(), 1, 1, 1).to(clips.x)
+            for maps in (condition.warped.latents, condition.warped.disagreement)
+        )
+        return latents, disagreement
 
     def interpolate_pictures(self, condition: Condition, pictures: Tensor, frames: int) -> Tensor:
         """As MicroCinemaUNet's, but along the paths of the forward warp, if there is one."""

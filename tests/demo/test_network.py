@@ -189,6 +189,9 @@ def test_every_parameter_learns(config):
         motion = net.forward_warp.estimate(net.forward_warp.encode(latents, condition.features, pixels), text)
         times = net.time_since_key_frame(net.tau(torch.arange(5) - 2))
         loss = loss + net.forward_warp.render(pixels, motion, text, times)[0].mean()
+    if config.flow_warp:  # the flow network learns from frames
+        frame = net.flow_warp.between(torch.rand(2, 2, 3, 64, 64), [0.25])[0].frame
+        loss = loss + frame.square().mean() + net.flow_warp.residual(latents.flatten(0, 1)).square().mean()
     loss.backward()
     learned = {name: p for name, p in net.named_parameters() if p.requires_grad}
     assert [name for name, p in learned.items() if p.grad is None or not p.grad.any()] == []

@@ -20,9 +20,16 @@ def base():
     return Pipeline(random_model(tiny_demo_base(**WARP, amplitude_std=0.05)))
 
 
-@pytest.fixture(scope="module", params=["warp", "blend"])
+BETWEEN = {
+    "warp": WARP,
+    "flow": {"flow_warp": tiny_base().autoencoder, "residual_std": 0.2},
+    "blend": {"residual_std": 0.2},
+}
+
+
+@pytest.fixture(scope="module", params=BETWEEN)
 def between(request):
-    return Pipeline(random_model(tiny_demo_between(**(WARP if request.param == "warp" else {"residual_std": 0.2}))))
+    return Pipeline(random_model(tiny_demo_between(**BETWEEN[request.param])))
 
 
 def test_a_picture_becomes_frames(base):

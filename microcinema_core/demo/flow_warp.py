@@ -1,0 +1,104 @@
+"""The flow warp of the interpolation model: moves the pixels of the end frames to the frames between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..model.autoencoder import Autoencoder
+from ..model.layers import zero
+from .config import DemoNetworkConfig
+from .flow import COARSEST, FlowNetwork, Interpolated
+
+MAX_RESIDUAL = 0.1  # of a colour, from 0 to 1: the most that the diffusion model changes a pixel by
+CUT_CORRELATION = 0.5  # of the end frames, warped to the middle: what correlates less is not the same scene
+
+
+@dataclass
+class WarpedFrames:
+    """The frames at times from 0 to 1 between two end frames, for b windows.
+
+    pixels: (b, t, 3, H, W).
+    latents: (b, t, C, h, w), the autoencoder's of these pixels; those of the end frames are the condition's own.
+    disagreement: (b, t, 1, h, w), the mean difference of the colours of both end frames, warped to the frame.
+    cut: (b,), true where the end frames do not show the same scene. Such windows hold the nearer end frame.
+    """
+
+    pixels: Tensor
+    latents: Tensor
+    disagreement: Tensor
+    cut: Tensor
+
+
+class FlowWarp(nn.Module):
+    """The flow network, the model's autoencoder with frozen weights, and a linear map of latents to pixels.
+
+    The frames at full resolution are the warped pixels. The diffusion model's residual around their latents is added by
+    a linear map, so that no residual changes no pixel, and no decoder runs.
+    """
+
+    def __init__(self, config: DemoNetworkConfig, *, operations: Any = nn, dtype=None, device=None):
+        super().__init__()
+        kw = {"dtype": dtype, "device": device}
+        assert config.flow_warp is not None
+        factor = config.flow_warp.factor
+        self.autoencoder = Autoencoder(config.flow_warp, operations=operations, **kw).requires_grad_(False)
+        self.network = FlowNetwork(operations=operations, **kw)
+        self.residual_out = zero(
+            operations.Conv2d(config.latent_channels, 3 * factor**2, 3, padding=1, bias=False, **kw)
+        )
+        self.factor = factor
+
+    @torch.no_grad()
+    def forward(self, ends: Tensor, latents: Tensor, times: Sequence[float]) -> WarpedFrames:
+        """The frames at `times` between end frames (b, 2, 3, H, W) with latents (b, 2, C, h, w)."""
+        made = self.between(ends, [time for time in times if 0 < time < 1])
+        frames = iter(made)
+        pixels, encoded, disagreement = [], [], []
+        cut = _is_cut(made[len(made) // 2].warped) if made else torch.zeros(len(ends), dtype=torch.bool)
+        for time in times:
+            if time in (0, 1):
+                pixels.append(ends[:, int(time)])
+                encoded.append(latents[:, int(time)])
+                disagreement.append(torch.zeros_like(latents[:, 0, :1]))
+                continue
+            result = next(frames)
+            frame = torch.where(cut.view(-1, 1, 1, 1), ends[:, int(time > 0.5)], result.frame.clamp(0, 1))
+            first, last = result.warped.chunk(2, 1)
+            pixels.append(frame)
+            encoded.append(self.autoencoder.encode(frame.contiguous(memory_format=torch.channels_last)))
+            disagreement.append(F.avg_pool2d((first - last).abs().mean(1, keepdim=True), self.factor))
+        return WarpedFrames(*(torch.stack(maps, 1) for maps in (pixels, encoded, disagreement)), cut)
+
+    def between(self, ends: Tensor, times: Sequence[float]) -> list[Interpolated]:
+        """The flow network's results for end frames (b, 2, 3, H, W) of any size."""
+        height, width = ends.shape[-2:]
+        flat = F.pad(ends.flatten(0, 1), (0, -width % COARSEST, 0, -height % COARSEST), mode="replicate")
+        flat = flat.contiguous(memory_format=torch.channels_last)
+        features = self.network.encode(flat)
+        results = [self.network(flat.unflatten(0, (-1, 2)), time, features) for time in times]
+        return [result.cropped(height, width) for result in results]
+
+    def residual(self, latents: Tensor) -> Tensor:
+        """Residual latents (n, C, h, w) to what they add to the pixels, (n, 3, H, W)."""
+        pixels = F.pixel_shuffle(self.residual_out(latents), self.factor)
+        return MAX_RESIDUAL * torch.tanh(pixels / MAX_RESIDUAL)
+
+
+def _is_cut(warped: Tensor) -> Tensor:
+    """Whether both end frames, warped to the middle (b, 6, H, W), show different scenes, (b,).
+
+    That is where their luminance correlates little, without what both have as a slow gradient.
+    """
+    light = F.avg_pool2d(warped.unflatten(1, (2, 3)).mean(2), 4)
+    light = light - F.avg_pool2d(light, 9, stride=1, padding=4, count_include_pad=False)
+    first, last = light.flatten(2).unbind(1)
+    first, last = (maps - maps.mean(1, keepdim=True) for maps in (first, last))
+    noise = 1e-5 * first.shape[1]  # flat pictures are no cut
+    correlation = ((first * last).sum(1) + noise) / ((first.square().sum(1) + noise) * (last.square().sum(1) + noise)).sqrt()
+    return correlation < CUT_CORRELATION
