@@ -1,6 +1,7 @@
 """The flow network of the interpolation model: two pictures and a time between them become the frame of that time.
 
-Coarse to fine, from 1/16 of the resolution to 1/2, each level warps the features of both pictures by the flow so far and
+The start is a comparison of patches of brightness, as in block matching: it shows large motion from the first step of the
+training on. Coarse to fine, from 1/16 of the resolution to 1/2, each level then warps the features of both pictures by the flow so far and
 correlates them. Three convolutions then change three maps of the frame at time t: the velocity v of what is visible
 there, in pixels between the two pictures, a logit of the blend mask, and hidden features. A point on a straight path
 moves from the first picture by t·v and to the last one by (1−t)·v, so one velocity is the flow to both. At the end a
@@ -24,6 +25,9 @@ from torch import Tensor, nn
 CHANNELS = (16, 32, 64, 96)  # of the pictures' features at 1/2, 1/4, 1/8 and 1/16 of the resolution
 WIDTHS = (48, 64, 96, 128)  # of the layers at these levels
 RADII = (0, 2, 3, 4)  # of the correlation, in cells of the level; at 1/2 there is none
+PATCH = 5  # side of the patches of brightness that are compared at first, in cells of PATCH_STRIDE pixels
+PATCH_STRIDE = 8
+PATCH_RADIUS = 6  # of this comparison, in these cells: 48 pixels
 FINE_CHANNELS = 8  # flow to both pictures, logit of the mask, residual
 COARSEST = 2 ** len(CHANNELS)
 SLOPE = 0.1  # of the leaky ReLUs
@@ -71,7 +75,8 @@ class FlowNetwork(nn.Module):
             nn.Sequential(_conv(before, channels, 2, **kw), _conv(channels, channels, 1, **kw))
             for before, channels in zip((3, *CHANNELS), CHANNELS, strict=False)
         )
-        coarser = (*WIDTHS[1:], None)
+        coarser = (*WIDTHS[1:], (2 * PATCH_RADIUS + 1) ** 2)
+        self.patch_sharpness = nn.Parameter(torch.tensor(20.0, dtype=dtype, device=device))
         self.levels = nn.ModuleList(_Level(level, coarser[level], **kw) for level in range(len(CHANNELS)))
         inner = WIDTHS[0]
         self.refine = nn.Sequential(
@@ -81,21 +86,29 @@ class FlowNetwork(nn.Module):
         initialise(self)
 
     def encode(self, pictures: Tensor) -> list[Tensor]:
-        """The features of pictures (n, 3, H, W), from the finest level to the coarsest."""
+        """The features of pictures (n, 3, H, W), from the finest level to the coarsest, and at last their patches."""
         features, h = [], 2 * pictures - 1
         for block in self.encoder:
             h = block(h)
             features.append(h)
-        return features
+        return [*features, _patches(pictures)]
 
     def estimate(self, features: list[Tensor], time: float, levels: int = len(CHANNELS)) -> list[Estimate]:
         """The estimates of the coarsest `levels` levels, from coarse to fine, for a time from 0 to 1. `features` is the
         result of `encode` for pictures (2·b, 3, H, W), the first and the last one of each pair in turn."""
-        ends, estimates, last = [maps.unflatten(0, (-1, 2)).unbind(1) for maps in features], [], None
+        *ends, patches = [maps.unflatten(0, (-1, 2)).unbind(1) for maps in features]
+        estimates, last = [], self._start(*patches, time)
         for level in reversed(range(len(ends) - levels, len(ends))):
             last = self.levels[level](*ends[level], time, last)
             estimates.append(last)
         return estimates
+
+    def _start(self, first: Tensor, last: Tensor, time: float) -> Estimate:
+        """The start of the coarsest level: the mean displacement of the patches by their correlations, which are the
+        hidden features."""
+        correlation = F.avg_pool2d(correlate(first, last, time, PATCH_RADIUS), COARSEST // PATCH_STRIDE)
+        velocity = PATCH_STRIDE * _expected_displacement(self.patch_sharpness * correlation)
+        return Estimate(velocity, torch.zeros_like(velocity[:, :1]), correlation)
 
     def forward(self, pictures: Tensor, time: float, features: list[Tensor] | None = None) -> Interpolated:
         """Interpolate between pictures (b, 2, 3, H, W) at a time from 0 to 1. `features` is the result of `encode` for
@@ -123,46 +136,58 @@ class FlowNetwork(nn.Module):
 class _Level(nn.Module):
     """One level of FlowNetwork, at 1/2^(level + 1) of the resolution."""
 
-    def __init__(self, level: int, coarser_width: int | None, *, operations: Any, **kw):
+    def __init__(self, level: int, coarser_width: int, *, operations: Any, **kw):
         super().__init__()
         self.stride, self.radius = 2 ** (level + 1), RADII[level]
+        self.is_coarsest = self.stride == COARSEST
         channels, width = CHANNELS[level], WIDTHS[level]
-        inputs = 2 * channels + (2 * self.radius + 1) ** 2 * (self.radius > 0) + 3
-        if coarser_width is None:
-            self.sharpness = nn.Parameter(torch.tensor(10.0))  # of the softmax over the correlations
-        else:
-            self.hidden_in = operations.Conv2d(coarser_width, width // 2, 1, **kw)
-            inputs += width // 2
+        inputs = 2 * channels + 3 + width // 2
+        if self.radius:
+            inputs += (2 * self.radius + 1) ** 2
+        if self.is_coarsest:
+            self.sharpness = nn.Parameter(torch.tensor(10.0, dtype=kw["dtype"], device=kw["device"]))
+            inputs += 2
+        self.hidden_in = operations.Conv2d(coarser_width, width // 2, 1, **kw)
         self.layers = nn.Sequential(*(
             _conv(inputs if not i else width, width, 1, operations=operations, **kw) for i in range(3)
         ))  # fmt: skip
         self.head = operations.Conv2d(width, 3, 3, padding=1, **kw)
 
-    def forward(self, first: Tensor, last: Tensor, time: float, coarser: Estimate | None) -> Estimate:
-        """The estimate from the features (b, C, h, w) of both pictures, and that of the next coarser level, if any."""
+    def forward(self, first: Tensor, last: Tensor, time: float, coarser: Estimate) -> Estimate:
+        """The estimate from the features (b, C, h, w) of both pictures, and that of the next coarser level, or the start."""
+        velocity, logit, hidden = coarser.velocity, coarser.logit, self.hidden_in(coarser.hidden)
         inputs = []
-        if coarser is None:
-            correlation = correlate(_normalise(first), _normalise(last), time, self.radius)
-            velocity = self.stride * self._expected_displacement(correlation)
-            logit = torch.zeros_like(velocity[:, :1])
-            inputs += [correlation]
+        if self.is_coarsest:  # the start may be wrong: the whole range is searched once more
+            inputs.append(correlate(*_normalised(first, last), time, self.radius))
+            inputs.append(_expected_displacement(self.sharpness * inputs[0]))
         else:
-            velocity, logit = _enlarge(coarser.velocity), _enlarge(coarser.logit)
+            velocity, logit, hidden = _enlarge(velocity), _enlarge(logit), _enlarge(hidden)
             cells = velocity / self.stride
             first, last = warp(first, -time * cells), warp(last, (1 - time) * cells)
-            inputs += [_enlarge(self.hidden_in(coarser.hidden))]
             if self.radius:
-                inputs += [correlate(_normalise(first), _normalise(last), time, self.radius)]
-        inputs += [first, last, velocity / COARSEST, logit]
+                inputs.append(correlate(*_normalised(first, last), time, self.radius))
+        inputs += [hidden, first, last, velocity / COARSEST, logit]
         hidden = self.layers(torch.cat(inputs, 1).contiguous(memory_format=torch.channels_last))
         change, logit_change = self.head(hidden).split([2, 1], 1)
         return Estimate(velocity + self.stride * change, logit + logit_change, hidden)
 
-    def _expected_displacement(self, correlation: Tensor) -> Tensor:
-        """The mean (b, 2, h, w) of the displacements, right and down in cells, by the softmax of the correlations."""
-        side = torch.arange(-self.radius, self.radius + 1.0, device=correlation.device)
-        shifts = torch.stack(torch.meshgrid(side, side, indexing="xy")).flatten(1)
-        return torch.einsum("bdhw,cd->bchw", torch.softmax(self.sharpness * correlation.float(), 1), shifts)
+
+def _expected_displacement(scores: Tensor) -> Tensor:
+    """The mean displacement (b, 2, h, w), right and down in cells, by the softmax of scores (b, (2·radius+1)², h, w)."""
+    radius = (math.isqrt(scores.shape[1]) - 1) // 2
+    side = torch.arange(-radius, radius + 1.0, device=scores.device)
+    shifts = torch.stack(torch.meshgrid(side, side, indexing="xy")).flatten(1)
+    return torch.einsum("bdhw,cd->bchw", torch.softmax(scores.float(), 1), shifts).to(scores)
+
+
+@torch.no_grad()
+def _patches(pictures: Tensor) -> Tensor:
+    """Patches of brightness (n, PATCH², H/8, W/8) of pictures, without their mean and normalised."""
+    grey = F.avg_pool2d(pictures.float().mean(1, keepdim=True), PATCH_STRIDE)
+    grey = F.pad(grey, [PATCH // 2] * 4, mode="replicate")
+    patches = F.unfold(grey, PATCH).unflatten(2, [side - PATCH + 1 for side in grey.shape[-2:]])
+    patches = patches - patches.mean(1, keepdim=True)
+    return (patches * (patches.square().sum(1, keepdim=True) + 1e-3 * PATCH**2).rsqrt()).to(pictures)
 
 
 def warp(maps: Tensor, flow: Tensor) -> Tensor:
@@ -231,8 +256,10 @@ def _prior(time: float) -> float:
     return math.log((1 - time) / time)
 
 
-def _normalise(maps: Tensor) -> Tensor:
-    return maps * (maps.square().sum(1, keepdim=True) + 1e-6).rsqrt()
+def _normalised(first: Tensor, last: Tensor) -> list[Tensor]:
+    """Both maps (b, C, h, w) without their common mean, which would correlate everywhere, and of unit length per cell."""
+    mean = (first.mean((2, 3), keepdim=True) + last.mean((2, 3), keepdim=True)) / 2
+    return [maps * (maps.square().sum(1, keepdim=True) + 1e-6).rsqrt() for maps in (first - mean, last - mean)]
 
 
 def _enlarge(maps: Tensor) -> Tensor:
