@@ -1,9 +1,9 @@
-"""Interpolation on clips of any kind: ours beside linear blending, optical flow (OpenCV's DIS) and ffmpeg's minterpolate.
+"""Interpolation on any clips: ours beside linear blending, optical flow (OpenCV's DIS) and ffmpeg's minterpolate.
 
-`python benchmarks/interpolation.py CLIP … [--model FILE] [--frames 33] [--width 320] [--only NAME …]` gives every method each fourth
-frame and compares the three that it makes between two of them with the true ones: PSNR in dB and SSIM, as mean and median
-over the frames; the PSNR of each made clip's frames with the next one, warped back by the flow (the true clip's is in the
-last line); and the time of a made frame. Pairs between which the program sees a cut are counted apart.
+`python benchmarks/interpolation.py CLIP … [--model FILE] [--frames 33] [--width 320]` gives every method each fourth
+frame and compares the three that it makes between two of them with the true ones: PSNR in dB and SSIM, as mean and
+median over the frames; the PSNR of each made clip's frames with the next one, warped back by the flow (the true clip's
+is in the last line); and the time of a made frame. Pairs at which the program sees a cut are left out, and counted.
 
 It needs `pip install opencv-python-headless`; minterpolate comes with PyAV.
 """
@@ -13,20 +13,20 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from statistics import mean, median
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from microcinema_core.demo.cuts import is_cut
 from microcinema_core.images import to_bytes
-from microcinema_core.metrics.flow import warp
 from microcinema_core.metrics.clip_report import clip_report
+from microcinema_core.metrics.flow import warp
 from microcinema_core.metrics.quality import psnr, ssim
 from microcinema_core.pipeline import Pipeline
 from microcinema_core.video import open_video
+from microcinema_core.windows import Windows
 
 STEP = 4  # one frame in so many is given
 TIMES = [index / STEP for index in range(1, STEP)]
@@ -50,7 +50,9 @@ def dis_flow(given: Tensor) -> Tensor:
     made = []
     for index in range(len(given) - 1):
         pair = grey[index], grey[index + 1]
-        forward, backward = (torch.from_numpy(dis.calc(*order, None)).movedim(-1, 0)[None] for order in (pair, pair[::-1]))
+        forward, backward = (
+            torch.from_numpy(dis.calc(*order, None)).movedim(-1, 0)[None] for order in (pair, pair[::-1])
+        )
         first, last = given[index : index + 1], given[index + 1 : index + 2]
         for t in TIMES:
             to_first = -(1 - t) * t * forward + t * t * backward
@@ -74,7 +76,7 @@ def minterpolate(given: Tensor) -> Tensor:
     padded = [*given, *[given[-1]] * 3]  # the filter looks ahead
     for index, frame in enumerate(padded):
         picture = av.VideoFrame.from_ndarray(to_bytes(frame), format="rgb24")
-        picture.pts, picture.time_base = index, source.outputs[0].time_base if hasattr(source, "outputs") else None
+        picture.pts, picture.time_base = index, Fraction(1)
         graph.push(picture)
     graph.push(None)
     frames = {}
@@ -90,70 +92,76 @@ def minterpolate(given: Tensor) -> Tensor:
     return torch.stack(made).unflatten(0, (-1, len(TIMES)))
 
 
-def ours(model: Path) -> Method:
-    """The interpolation model of a file."""
-    pipeline = Pipeline.from_file(model)
+class Ours:
+    """The interpolation model of a file. `cuts` are the pairs of the last clip at which it held the given frames."""
 
-    def method(given: Tensor) -> Tensor:
-        frames = pipeline.interpolate(given)
+    def __init__(self, model: Path):
+        self.pipeline, self.cuts = Pipeline.from_file(model), []
+
+    def __call__(self, given: Tensor) -> Tensor:
+        """As Method."""
+        config = self.pipeline.config
+        windows = Windows(config, self.pipeline.between, steps=config.steps, warn=lambda _: None)
+        frames = torch.stack(list(windows.interpolated(given, len(given), 1, seed=0)))
         assert torch.equal(frames[::STEP], given), "a given frame has changed"
+        self.cuts = [number - 1 for number in windows.cuts]
         return frames[:-1].unflatten(0, (-1, STEP))[:, 1:]
-
-    return method
 
 
 def read_clip(path: Path, count: int, width: int) -> Tensor:
     """The first frames (t, 3, h, w) of a clip, t = 1 modulo STEP, reduced to a width with even sides."""
-    clip = open_video(path)
-    height = 2 * round(clip.height / clip.width * width / 2) if width else clip.height
+    side = open_video(path).size
+    size = (width, 2 * round(side[1] / side[0] * width / 2)) if width else side
     frames = []
-    for frame in open_video(path, (width or clip.width, height)).frames:
+    for frame in open_video(path, size).frames:
         frames.append(frame)
         if len(frames) == count:
             break
     return torch.stack(frames[: (len(frames) - 1) // STEP * STEP + 1])
 
 
-def measure(name: str, method: Method, clip: Tensor, cuts: Tensor) -> tuple[list[float], list[float]]:
-    """Print a line with the figures of a method on a clip, and return PSNR and SSIM of its made frames."""
-    given, true = clip[::STEP], clip[:-1].unflatten(0, (-1, STEP))[:, 1:]
+def measure(method: Method, clip: Tensor) -> tuple[Tensor, float]:
+    """The frames (n, STEP − 1, 3, h, w) that a method makes of a clip, and the seconds that each took."""
     started = time.perf_counter()
-    made = method(given).clamp(0, 1)
-    seconds = (time.perf_counter() - started) / made.shape[:2].numel()
-    kept = (~cuts).nonzero().flatten().tolist()
+    made = method(clip[::STEP]).clamp(0, 1)
+    return made, (time.perf_counter() - started) / made.shape[:2].numel()
+
+
+def report(name: str, clip: Tensor, made: Tensor, seconds: float, kept: list[int]) -> float:
+    """Print a line with the figures of a method on the pairs `kept` of a clip, and return the mean PSNR."""
+    true, whole = clip[:-1].unflatten(0, (-1, STEP))[:, 1:], clip.clone()
     pairs = [(made[i, j], true[i, j]) for i in kept for j in range(STEP - 1)]
     quality, similarity = [psnr(*pair) for pair in pairs], [ssim(*pair) for pair in pairs]
-    whole = clip.clone()
     for j in range(STEP - 1):
         whole[j + 1 :: STEP] = made[:, j]
-    consistency = clip_report(whole).consistency
     print(
         f"  {name:14} PSNR {mean(quality):6.2f} (median {median(quality):6.2f})  SSIM {mean(similarity):.4f} "
-        f"(median {median(similarity):.4f})  warped {consistency:5.2f} dB  {seconds:.3f} s a frame", flush=True,
-    )  # fmt: skip
-    return quality, similarity
+        f"(median {median(similarity):.4f})  warped {clip_report(whole).consistency:5.2f} dB  {seconds:.3f} s a frame",
+        flush=True,
+    )
+    return mean(quality)
 
 
 def main() -> None:
     """Measure all methods on all clips that the command names."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("clips", nargs="+", type=Path)
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--frames", type=int, default=33)
-    parser.add_argument("--width", type=int, default=320, help="0: the clip's own")
+    parser.add_argument("--frames", type=int, default=33, help="of each clip, from its first on")
+    parser.add_argument("--width", type=int, default=320, help="to which the clips are reduced; 0: their own")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", nargs="*", default=())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    methods = {"blending": blending, "minterpolate": minterpolate, "DIS flow": dis_flow, "ours": ours(arguments.model)}
-    methods = {name: method for name, method in methods.items() if not arguments.only or name in arguments.only}
+    model = Ours(arguments.model)
+    methods = {"blending": blending, "minterpolate": minterpolate, "DIS flow": dis_flow, "ours": model}
     totals: dict[str, list[float]] = {name: [] for name in methods}
     for path in arguments.clips:
         clip = read_clip(path, arguments.frames, arguments.width)
-        cuts = torch.tensor([is_cut(*pair) for pair in zip(clip[::STEP], clip[STEP::STEP], strict=False)])
-        print(f"{path.name}: {len(clip)} frames of {clip.shape[-1]}x{clip.shape[-2]}, {int(cuts.sum())} pairs with a cut")
-        for name, method in methods.items():
-            totals[name].append(mean(measure(name, method, clip, cuts)[0]))
+        results = {name: measure(method, clip) for name, method in methods.items()}
+        kept = [pair for pair in range(len(clip) // STEP) if pair not in model.cuts]
+        print(f"{path.name}: {len(clip)} frames of {clip.shape[-1]}x{clip.shape[-2]}, without {len(model.cuts)} cuts")
+        for name, result in results.items():
+            totals[name].append(report(name, clip, *result, kept))
         print(f"  {'true clip':14} warped {clip_report(clip).consistency:5.2f} dB")
     for name, values in totals.items():
         print(f"{name:16} mean PSNR over the clips {mean(values):.2f} dB")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -125,12 +126,13 @@ class Pipeline:
         steps: int | None = None,
         seed: int = 0,
         progress: Progress | None = None,
+        warn: Callable[[str], None] = warnings.warn,
     ) -> Iterator[Tensor]:
         """Frames (3, h, w) of any size, about `count` of them → the same frames and the new ones between them, computed
-        when the iterator needs them (see Windows)."""
+        when the iterator needs them (see Windows, also for `warn`)."""
         self._require("ends")
         steps = self.config.steps if steps is None else steps
-        windows = Windows(self.config, self.between, steps=steps, progress=progress)
+        windows = Windows(self.config, self.between, steps=steps, progress=progress, warn=warn)
         return windows.interpolated(frames, count, passes, seed)
 
     @torch.no_grad()

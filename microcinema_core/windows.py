@@ -53,8 +53,8 @@ def _moves_pixels(network: MicroCinemaUNet) -> bool:
 class Windows:
     """Cuts a stream of frames into windows of two neighbours, and calls `between` with batches of them.
 
-    When a batch raises `out_of_memory`, the size of this batch and of all later ones is halved. Where the model held the
-    end frames at a cut instead of moving them, `warn` is called with a sentence at the end of the clip.
+    When a batch raises `out_of_memory`, the size of this batch and of all later ones is halved. Where the model held
+    the end frames at a cut instead of moving them, `warn` is called with a sentence at the end of the clip.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class Windows:
             named = ", ".join(str(number) for number in self.cuts[:NAMED_CUTS])
             more = f" and {len(self.cuts) - NAMED_CUTS} more" if len(self.cuts) > NAMED_CUTS else ""
             self.warn(
-                f"the scene changes after given frame {named}{more}: the frames there are copies of their neighbours, for "
-                "there is no motion between two scenes"
+                f"the scene changes after given frame {named}{more}: the frames there are copies of their neighbours, "
+                "since there is no motion between two scenes"
             )
         yield from ()
 

@@ -47,8 +47,8 @@ class DemoNetworkConfig(NetworkConfig):
     # the configuration of the model's autoencoder, which converts between latents and the pixels that are warped; it
     # has four or more pixels per latent cell in each direction.
     forward_warp: AutoencoderConfig | None = None
-    # With residual_std, between end frames: the prediction is made by a flow network (flow.py), which moves their pixels.
-    # This is the configuration of the model's autoencoder, which converts the result to latents.
+    # With residual_std, between end frames: the prediction is made by a flow network (flow.py), which moves the pixels
+    # of both. This is the configuration of the model's autoencoder, which converts the result to latents.
     flow_warp: AutoencoderConfig | None = None
     # With a forward warp and a text: the standard deviation of the motion's amplitude, relative to that of the text.
     amplitude_std: LatentSize | None = None

@@ -1,8 +1,8 @@
 """The flow network of the interpolation model: two pictures and a time between them become the frame of that time.
 
-The start is a comparison of patches of brightness, as in block matching: it shows large motion from the first step of the
-training on. Coarse to fine, from 1/16 of the resolution to 1/2, each level then warps the features of both pictures by the flow so far and
-correlates them. Three convolutions then change three maps of the frame at time t: the velocity v of what is visible
+The start is a comparison of patches of brightness, as in block matching: it shows large motion before any training.
+Coarse to fine, from 1/16 of the resolution to 1/2, each level then warps the features of both pictures by the flow so
+far and correlates them. Three convolutions change three maps of the frame at time t: the velocity v of what is visible
 there, in pixels between the two pictures, a logit of the blend mask, and hidden features. A point on a straight path
 moves from the first picture by t·v and to the last one by (1−t)·v, so one velocity is the flow to both. At the end a
 refinement at full resolution changes both flows on their own, the mask, and adds a residual to the blended pictures.
@@ -34,8 +34,8 @@ SLOPE = 0.1  # of the leaky ReLUs
 
 
 class Estimate(NamedTuple):
-    """Maps of the frame at time t, at the resolution of a level: the velocity (b, 2, h, w) in pixels of the pictures
-    between the two, the logit (b, 1, h, w) of the first picture's weight beyond that of a linear blend, and features."""
+    """Maps of the frame at time t, at the resolution of a level: the velocity (b, 2, h, w) in pixels of the pictures,
+    the logit (b, 1, h, w) of the first picture's weight beyond that of a linear blend, and hidden features."""
 
     velocity: Tensor
     logit: Tensor
@@ -154,7 +154,8 @@ class _Level(nn.Module):
         self.head = operations.Conv2d(width, 3, 3, padding=1, **kw)
 
     def forward(self, first: Tensor, last: Tensor, time: float, coarser: Estimate) -> Estimate:
-        """The estimate from the features (b, C, h, w) of both pictures, and that of the next coarser level, or the start."""
+        """The estimate from the features (b, C, h, w) of both pictures and that of the next coarser level, or the
+        start."""
         velocity, logit, hidden = coarser.velocity, coarser.logit, self.hidden_in(coarser.hidden)
         inputs = []
         if self.is_coarsest:  # the start may be wrong: the whole range is searched once more
@@ -173,7 +174,7 @@ class _Level(nn.Module):
 
 
 def _expected_displacement(scores: Tensor) -> Tensor:
-    """The mean displacement (b, 2, h, w), right and down in cells, by the softmax of scores (b, (2·radius+1)², h, w)."""
+    """The mean displacement (b, 2, h, w), right and down in cells, by the softmax of scores (b, displacements, h, w)."""
     radius = (math.isqrt(scores.shape[1]) - 1) // 2
     side = torch.arange(-radius, radius + 1.0, device=scores.device)
     shifts = torch.stack(torch.meshgrid(side, side, indexing="xy")).flatten(1)
@@ -201,7 +202,7 @@ def warp(maps: Tensor, flow: Tensor) -> Tensor:
 
 
 def correlate(first: Tensor, last: Tensor, time: float, radius: int) -> Tensor:
-    """The correlations (b, (2·radius+1)², h, w) of maps (b, C, h, w) for all displacements d up to a radius, row by row.
+    """The correlations (b, (2·radius+1)², h, w) of maps (b, C, h, w) for all displacements d up to a radius, by rows.
 
     A displacement d means that what is at x − t·d in the first map is at x + (1−t)·d in the last one, with t·d rounded:
     so the correlation lies where the thing is at the time t.
@@ -257,7 +258,7 @@ def _prior(time: float) -> float:
 
 
 def _normalised(first: Tensor, last: Tensor) -> list[Tensor]:
-    """Both maps (b, C, h, w) without their common mean, which would correlate everywhere, and of unit length per cell."""
+    """Both maps (b, C, h, w) without their common mean, which correlates everywhere, and of unit length per cell."""
     mean = (first.mean((2, 3), keepdim=True) + last.mean((2, 3), keepdim=True)) / 2
     return [maps * (maps.square().sum(1, keepdim=True) + 1e-6).rsqrt() for maps in (first - mean, last - mean)]
 
@@ -273,8 +274,8 @@ def _conv(inputs: int, outputs: int, stride: int, *, operations: Any, **kw) -> n
 
 @torch.no_grad()
 def initialise(network: nn.Module) -> None:
-    """Kaiming initialisation, with small heads: PyTorch's own shrinks the features from layer to layer, until nothing is
-    left to correlate."""
+    """Kaiming initialisation, with small heads: PyTorch's own shrinks the features from layer to layer, until nothing
+    is left to correlate."""
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d) and layer.weight is not None and not layer.weight.is_meta:
             nn.init.kaiming_normal_(layer.weight, SLOPE, nonlinearity="leaky_relu")

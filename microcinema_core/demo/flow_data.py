@@ -52,7 +52,9 @@ def draw_shard(folder: Path, pictures: Sequence[Path], index: int, held_out: boo
     return path
 
 
-def draw_pool(folder: Path, pictures: Sequence[Path], shards: int, workers: int, *, held_out: bool = False) -> list[Path]:
+def draw_pool(
+    folder: Path, pictures: Sequence[Path], shards: int, workers: int, *, held_out: bool = False
+) -> list[Path]:
     """Draw those of the first `shards` shards that do not exist, in `workers` processes, and return all their paths."""
     make_folder(folder)
     jobs = [(folder, tuple(pictures), index, held_out) for index in range(shards)]

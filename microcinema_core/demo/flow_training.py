@@ -49,7 +49,9 @@ def _level_loss(estimate: Estimate, pictures: Tensor, target: Tensor, velocity: 
     small, cells = F.avg_pool2d(pictures.flatten(0, 1), factor).unflatten(0, (-1, 2)), estimate.velocity / factor
     warped = torch.cat([warp(small[:, 0], -time * cells), warp(small[:, 1], (1 - time) * cells)], 1)
     picture_loss = charbonnier(blend(warped, estimate.logit, time) - F.avg_pool2d(target, factor))
-    return FLOW_WEIGHT * _length(estimate.velocity - F.avg_pool2d(velocity, factor)).mean() + LEVEL_WEIGHT * picture_loss
+    return (
+        FLOW_WEIGHT * _length(estimate.velocity - F.avg_pool2d(velocity, factor)).mean() + LEVEL_WEIGHT * picture_loss
+    )
 
 
 def charbonnier(difference: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ def _length(vectors: Tensor) -> Tensor:
 
 
 def errors_by_speed(predicted: Tensor, velocity: Tensor) -> dict[str, float]:
-    """The mean end-point error in pixels of a velocity (b, 2, h, w), for each band of true speeds, given (b, 2, H, W)."""
+    """The mean end-point error in pixels of a velocity (b, 2, h, w) for each band of speeds of the true (b, 2, H, W)."""
     velocity = F.avg_pool2d(velocity, velocity.shape[-1] // predicted.shape[-1])
     speed, error = velocity.norm(dim=1), (predicted - velocity).norm(dim=1)
     bands = {f"flow_{low}px": error[(speed >= low) & (speed < high)] for low, high in pairwise(SPEEDS)}
@@ -72,11 +74,21 @@ def errors_by_speed(predicted: Tensor, velocity: Tensor) -> dict[str, float]:
 class FlowTraining:
     """The loss of a step and the validation, for Trainer.run."""
 
-    def __init__(self, network: FlowNetwork, scenes: MovedScenes, held_out: MovedScenes, *, batch_size: int, crop: int, coarse_steps: int):
+    def __init__(
+        self,
+        network: FlowNetwork,
+        scenes: MovedScenes,
+        held_out: MovedScenes,
+        *,
+        batch_size: int,
+        crop: int,
+        coarse_steps: int,
+    ):
         self.network, self.scenes, self.held_out = network, scenes, held_out
         self.batch_size, self.crop, self.coarse_steps = batch_size, crop, coarse_steps
 
     def loss(self, step: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a step, and figures for the log."""
         time, frames, velocity = self.scenes.sample(generator, self.batch_size, self.crop)
         return losses(self.network, frames, velocity, time, coarse=step < self.coarse_steps)
 
@@ -89,8 +101,8 @@ class FlowTraining:
 
 @torch.no_grad()
 def validate(network: nn.Module, held_out: MovedScenes, *, limit: int) -> tuple[dict[str, float], Tensor]:
-    """The mean PSNR in dB of the frames and of a linear blend, and the flow's error by speed, on the first `limit` scenes
-    of each time. Also rows of pictures: blended, made and true."""
+    """The mean PSNR in dB of the frames and of a linear blend, and the flow's error by speed, on the first `limit`
+    scenes of each time. Also rows of pictures: blended, made and true."""
     psnrs, blended, speeds, rows = [], [], [], []
     for time, places in held_out.rows.items():
         for start in range(0, min(limit, len(places)), 8):

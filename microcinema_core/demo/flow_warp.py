@@ -100,5 +100,7 @@ def _is_cut(warped: Tensor) -> Tensor:
     first, last = light.flatten(2).unbind(1)
     first, last = (maps - maps.mean(1, keepdim=True) for maps in (first, last))
     noise = 1e-5 * first.shape[1]  # flat pictures are no cut
-    correlation = ((first * last).sum(1) + noise) / ((first.square().sum(1) + noise) * (last.square().sum(1) + noise)).sqrt()
+    correlation = ((first * last).sum(1) + noise) / (
+        (first.square().sum(1) + noise) * (last.square().sum(1) + noise)
+    ).sqrt()
     return correlation < CUT_CORRELATION

@@ -1,7 +1,7 @@
 """Draws scenes of moved photographs, whose flow is known exactly, for the training of the interpolation model.
 
-A scene is a stack of 1 to 6 layers, each with a texture cut from a photograph, a mask and a motion: the camera's plus its
-own, from sub-pixel to tens of pixels, with rotation, zoom, shear and local waves. Every point of a layer moves on a
+A scene is a stack of 1 to 6 layers, each with a texture cut from a photograph, a mask and a motion: the camera's plus
+its own, from sub-pixel to tens of pixels, with rotation, zoom, shear and local waves. Every point of a layer moves on a
 straight line at constant speed, so that its velocity is the flow at every time. Focus, motion blur, shadows and changes
 of the light belong to the scene; noise and JPEG compression only disturb the end frames, since the frame between them
 that minimises a squared error has neither.
@@ -11,7 +11,8 @@ The pictures come from folders that the user names, or from those of Debian's pa
     apt install gnome-backgrounds mate-backgrounds lomiri-wallpapers-16.04 lomiri-wallpapers-20.04 ukui-wallpapers \
         plasma-workspace-wallpapers tuxpaint-stamps-default
 
-Their licences: CC-BY-SA-3.0 (gnome, ukui), GPL-2+ (mate, plasma, tuxpaint), CC0, CC-BY-4.0, CC-BY-SA-3.0 and -4.0 (lomiri).
+Their licences: CC-BY-SA-3.0 (gnome, ukui), GPL-2+ (mate, plasma), GPL-2 (tuxpaint); CC0, CC-BY-4.0, CC-BY-SA-3.0 and
+CC-BY-SA-4.0 (lomiri).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 from torch import Generator, Tensor
 
 from ..errors import MicroCinemaError
@@ -72,8 +73,8 @@ class Photographs:
         if len(self.photographs) < 2:
             where = ", ".join(str(folder) for folder in folders)
             raise MicroCinemaError(
-                f"there are too few photographs of {MIN_SIDE} pixels or more in {where}: name a folder with photographs, "
-                f"or install some with 'apt install {PACKAGES}'"
+                f"there are too few photographs of {MIN_SIDE} pixels or more in {where}: name a folder with "
+                f"photographs, or install some with 'apt install {PACKAGES}'"
             )
 
     @property
@@ -334,9 +335,7 @@ def _background(photographs: Photographs, generator: Generator, camera: Tensor, 
 # --- scenes ---
 
 
-def draw_scene(
-    photographs: Photographs, seed: int, times: Sequence[float], side: int
-) -> tuple[Tensor, Tensor]:
+def draw_scene(photographs: Photographs, seed: int, times: Sequence[float], side: int) -> tuple[Tensor, Tensor]:
     """Draw a scene at `times` from 0 to 1, of which the first and the last are the end frames' 0 and 1.
 
     Returns the frames (t, 3, side, side) in [0, 1], the end frames with noise and compression, and the velocity

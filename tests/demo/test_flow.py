@@ -1,0 +1,135 @@
+"""The flow network finds displacements, warps by them, and interpolates; the flow warp around it holds cuts."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from demo_networks import VARIANTS
+
+from microcinema_core.demo.flow import CHANNELS, COARSEST, FlowNetwork, correlate, warp
+from microcinema_core.demo.flow_warp import FlowWarp
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return FlowNetwork().requires_grad_(False)
+
+
+def texture(height, width, seed=0):
+    """A picture (3, height, width) with details of a few pixels, as in photographs."""
+    noise = torch.randn(1, 3, height // 4, width // 4, generator=torch.Generator().manual_seed(seed))
+    return (0.5 + 0.2 * F.interpolate(noise, (height, width), mode="bicubic")[0]).clamp(0, 1)
+
+
+def moved_pair(velocity, side=128):
+    """Two pictures (1, 2, 3, side, side) of one texture, which moves by a velocity of whole even pixels, and its middle."""
+    x, y = velocity
+    whole, margin = texture(side + 128, side + 128), 64
+
+    def cut(time):
+        top, left = (margin - round(time * step) for step in (y, x))
+        return whole[:, top : top + side, left : left + side]
+
+    return torch.stack([cut(0), cut(1)])[None], cut(0.5)[None]
+
+
+def test_a_correlation_is_the_product_of_what_a_displacement_joins():
+    generator = torch.Generator().manual_seed(0)
+    first, last = torch.randn(2, 2, 5, 7, 8, generator=generator)
+    radius, time = 2, 0.25
+    found = correlate(first, last, time, radius).unflatten(1, (5, 5))
+    for dy, dx in ((0, 0), (2, -1), (-2, 2)):
+        y, x = 3, 4
+        back_y, back_x = round(time * dy), round(time * dx)
+        expected = (first[:, :, y - back_y, x - back_x] * last[:, :, y + dy - back_y, x + dx - back_x]).sum(1)
+        torch.testing.assert_close(found[:, dy + radius, dx + radius, y, x], expected)
+
+
+@pytest.mark.parametrize("time", [0.25, 0.5, 0.75])
+def test_the_gradient_of_a_correlation_is_exact(time):
+    maps = torch.randn(2, 1, 3, 5, 6, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    maps = [part.requires_grad_() for part in maps]
+    assert torch.autograd.gradcheck(lambda first, last: correlate(first, last, time, 2), maps)
+
+
+def test_warping_by_whole_pixels_moves_pixels():
+    picture = texture(16, 24)[None]
+    flow = torch.tensor([3.0, -2.0]).view(1, 2, 1, 1).expand(1, 2, 16, 24)
+    torch.testing.assert_close(warp(picture, flow)[..., 2:, :-3], picture[..., :-2, 3:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("velocity", [(0, 0), (16, 0), (-24, 8), (0, -40), (40, 16)])
+def test_the_start_finds_motion_before_any_training(network, velocity):
+    pictures, _ = moved_pair(velocity)
+    *_, patches = network.encode(pictures[0])
+    found = network._start(patches[:1], patches[1:], 0.5).velocity[..., 2:-2, 2:-2]
+    error = (found - torch.tensor(velocity).view(2, 1, 1)).norm(dim=1)
+    assert error.median() < 4  # pixels, half a cell of this comparison
+
+
+def test_each_level_doubles_the_resolution_of_the_velocity(network):
+    estimates = network.estimate(network.encode(torch.rand(4, 3, 64, 96)), 0.25)
+    sizes = [tuple(estimate.velocity.shape) for estimate in estimates]
+    assert sizes == [(2, 2, 64 // side, 96 // side) for side in (16, 8, 4, 2)] and len(sizes) == len(CHANNELS)
+
+
+def test_features_are_computed_once_for_all_times(network):
+    pictures = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    features = network.encode(pictures.flatten(0, 1))
+    for time in (0.25, 0.5):
+        torch.testing.assert_close(network(pictures, time, features).frame, network(pictures, time).frame)
+
+
+def test_a_pair_does_not_depend_on_the_others_of_its_batch(network):
+    pictures = torch.rand(3, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    together = network(pictures, 0.25).frame
+    torch.testing.assert_close(network(pictures[1:2], 0.25).frame, together[1:2], rtol=0, atol=1e-4)
+
+
+def test_an_untrained_network_changes_the_start_little(network):
+    """Its heads begin small, so that the first steps of a training do not undo what the patches show."""
+    estimates = network.estimate(network.encode(moved_pair((24, 0))[0][0]), 0.5)
+    assert (estimates[-1].velocity[..., 16:-16, 16:-16].median(dim=-1).values[:, 0] - 24).abs().mean() < 8
+
+
+# --- the flow warp ---
+
+
+@pytest.fixture(scope="module")
+def flow_warp():
+    torch.manual_seed(0)
+    return FlowWarp(VARIANTS["flow between ends"]).requires_grad_(False)
+
+
+def frames_between(flow_warp, ends, times=(0, 0.25, 0.5, 0.75, 1)):
+    latents = flow_warp.autoencoder.encode(ends.flatten(0, 1)).unflatten(0, ends.shape[:2])
+    return flow_warp(ends, latents, times), latents
+
+
+def test_end_frames_stay_what_they_are(flow_warp):
+    ends, _ = moved_pair((8, 0), side=64)
+    warped, latents = frames_between(flow_warp, ends)
+    assert torch.equal(warped.pixels[:, [0, -1]], ends) and torch.equal(warped.latents[:, [0, -1]], latents)
+    assert not warped.disagreement[:, [0, -1]].any() and warped.pixels.shape == (1, 5, 3, 64, 64)
+
+
+def test_sides_need_be_no_multiple_of_the_coarsest_cell(flow_warp):
+    ends = moved_pair((0, 0), side=64)[0][..., :40, :56]
+    assert 40 % COARSEST and 56 % COARSEST
+    result = flow_warp.between(ends, [0.5])[0]
+    assert result.frame.shape == (1, 3, 40, 56) and result.warped.shape == (1, 6, 40, 56)
+
+
+def test_a_moved_picture_is_no_cut_and_another_picture_is_one(flow_warp):
+    moved, _ = moved_pair((16, 8))
+    other = torch.stack([moved[0, 0], texture(128, 128, seed=9)])[None]
+    flat = torch.full_like(moved, 0.3)
+    flat[:, 1] = 0.4  # a fade
+    warped, _ = frames_between(flow_warp, torch.cat([moved, other, flat, moved[:, :1].expand(-1, 2, -1, -1, -1)]))
+    assert warped.cut.tolist() == [False, True, False, False]
+    held = warped.pixels[1]
+    assert all(torch.equal(frame, end) for frame, end in zip(held, other[0][[0, 0, 0, 1, 1]], strict=True))
+
+
+def test_a_residual_of_zero_changes_no_pixel(flow_warp):
+    assert not flow_warp.residual(torch.zeros(1, 4, 8, 8)).any()

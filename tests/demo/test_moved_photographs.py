@@ -1,0 +1,88 @@
+"""Moved photographs: the flow is exact, the same seed draws the same scene, and pictures held out stay out."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from microcinema_core.demo.flow import warp
+from microcinema_core.demo.flow_data import MovedScenes, draw_shard
+from microcinema_core.demo.moved_photographs import Photographs, _is_held_out, draw_scene
+from microcinema_core.errors import MicroCinemaError
+
+NAMES = [f"photo-{index}.jpg" for index in range(40)]
+USED = [name for name in NAMES if not _is_held_out(name)][:2]
+HELD_OUT = [name for name in NAMES if _is_held_out(name)][:2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for seed, name in enumerate([*USED, *HELD_OUT]):
+        coarse = np.random.default_rng(seed).integers(0, 255, (80, 100, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((1000, 800), Image.Resampling.BICUBIC).save(folder / name)
+    thing = Image.new("RGBA", (300, 300))
+    ImageDraw.Draw(thing).ellipse((20, 60, 280, 240), fill=(200, 40, 90, 255))
+    thing.save(folder / "thing-1.png")
+    for size in ("640x480", "1280x800"):
+        (folder / "set").mkdir(exist_ok=True)
+        Image.new("RGB", tuple(map(int, size.split("x")))).save(folder / "set" / f"{size}.png")
+    return folder
+
+
+def test_a_folder_is_divided_into_pictures_for_training_and_others(folder):
+    used, held_out = Photographs([folder]), Photographs([folder], held_out=True)
+    names = [{path.name for _, path in kind.photographs} for kind in (used, held_out)]
+    assert set(USED) <= names[0] and set(HELD_OUT) <= names[1] and not names[0] & names[1]
+    assert used.identity != held_out.identity
+
+
+def test_of_one_picture_in_several_sizes_the_largest_is_used(folder):
+    every = Photographs([folder]).photographs + Photographs([folder], held_out=True).photographs
+    assert [path.stem for _, path in every if path.parent.name == "set"] == ["1280x800"]
+
+
+def test_a_folder_without_photographs_is_told_with_the_packages_that_have_some(tmp_path):
+    with pytest.raises(MicroCinemaError, match=r"too few photographs .*apt install gnome-backgrounds"):
+        Photographs([tmp_path])
+
+
+@pytest.mark.parametrize("time", [0.25, 0.5])
+def test_the_velocity_is_the_flow_between_the_frames(folder, time):
+    """Each pixel of the frame between shows what one of the end frames shows at the place that its velocity leads to."""
+    photographs, errors = Photographs([folder]), []
+    for seed in range(8):
+        frames, velocity = draw_scene(photographs, seed, (0, time, 1), 96)
+        wrong = -velocity[1:2]
+        for flow in (velocity[1:2], wrong):
+            pairs = (frames[:1], -time * flow), (frames[2:], (1 - time) * flow)
+            difference = torch.stack([(warp(end, to_end) - frames[1:2]).abs() for end, to_end in pairs])
+            errors.append(difference.amin(0).median().item())
+    exact, reversed_ = np.array(errors).reshape(8, 2).T
+    assert np.median(exact) < 0.01 and (exact <= reversed_ + 0.002).all() and reversed_.mean() > 2 * exact.mean()
+
+
+def test_a_scene_is_that_of_its_seed(folder):
+    photographs = Photographs([folder])
+    scenes = [draw_scene(photographs, seed, (0, 0.5, 1), 64) for seed in (1, 1, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(scenes[0], scenes[1], strict=True))
+    assert not torch.equal(scenes[0][0], scenes[2][0])
+
+
+@pytest.fixture(scope="module")
+def shard(folder, tmp_path_factory, request):
+    patch = pytest.MonkeyPatch()
+    request.addfinalizer(patch.undo)
+    patch.setattr("microcinema_core.demo.flow_data.SCENES_PER_SHARD", 6)
+    return draw_shard(tmp_path_factory.mktemp("pool"), [folder], 0, False)
+
+
+def test_a_batch_holds_scenes_with_their_velocities(shard):
+    scenes = MovedScenes([shard])
+    assert {time: len(rows) for time, rows in scenes.rows.items()} == {0.25: 4, 0.5: 2}
+    for step in range(12):
+        time, frames, velocity = scenes.sample(torch.Generator().manual_seed(step), 2, 96)
+        assert time in (0.25, 0.5, 0.75) and frames.shape == (2, 3, 3, 96, 96) and velocity.shape == (2, 2, 96, 96)
+        first, last = warp(frames[:, 0], -time * velocity), warp(frames[:, 2], (1 - time) * velocity)
+        error = torch.minimum((first - frames[:, 1]).abs(), (last - frames[:, 1]).abs())
+        assert error.median() < 0.02
