@@ -69,6 +69,7 @@ class MovedScenes:
 
     def __init__(self, paths: Sequence[Path]):
         self.files = [safe_open(path, "pt") for path in paths]
+        self.identity = paths[0].stem if paths else ""  # of the way in which they were drawn
         self.rows: dict[float, list[tuple[int, int]]] = {}
         for number, file in enumerate(self.files):
             for row, time in enumerate(file.get_tensor("times").tolist()):

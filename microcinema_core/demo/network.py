@@ -162,8 +162,8 @@ class DemoUNet(MicroCinemaUNet):
         return condition.warped.pixels
 
     def add_residual(self, condition: Condition, sampled: Tensor) -> Tensor:
-        """With a flow warp: the frames (b, t, 3, H, W) of sampled latents (b, t, C, h, w), which are those of `warp_ends`
-        with the residual around them."""
+        """With a flow warp: the frames (b, t, 3, H, W) of sampled latents (b, t, C, h, w): those of `warp_ends`, with
+        the residual around them."""
         assert isinstance(condition, DemoCondition) and condition.warped is not None
         warped = condition.warped
         residual = self.flow_warp.residual((sampled.to(warped.latents) - warped.latents).flatten(0, 1))

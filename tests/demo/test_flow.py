@@ -22,7 +22,7 @@ def texture(height, width, seed=0):
 
 
 def moved_pair(velocity, side=128):
-    """Two pictures (1, 2, 3, side, side) of one texture, which moves by a velocity of whole even pixels, and its middle."""
+    """Two pictures (1, 2, 3, side, side) of a texture that moves by a velocity in whole even pixels, and the middle."""
     x, y = velocity
     whole, margin = texture(side + 128, side + 128), 64
 

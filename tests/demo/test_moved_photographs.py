@@ -49,7 +49,7 @@ def test_a_folder_without_photographs_is_told_with_the_packages_that_have_some(t
 
 @pytest.mark.parametrize("time", [0.25, 0.5])
 def test_the_velocity_is_the_flow_between_the_frames(folder, time):
-    """Each pixel of the frame between shows what one of the end frames shows at the place that its velocity leads to."""
+    """A pixel of the frame between shows what one of the end frames shows at the place that its velocity leads to."""
     photographs, errors = Photographs([folder]), []
     for seed in range(8):
         frames, velocity = draw_scene(photographs, seed, (0, time, 1), 96)
