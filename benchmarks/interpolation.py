@@ -45,7 +45,7 @@ def dis_flow(given: Tensor) -> Tensor:
     (Jiang et al., CVPR 2018), without its visibility maps."""
     import cv2
 
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     grey = [cv2.cvtColor(to_bytes(frame), cv2.COLOR_RGB2GRAY) for frame in given]
     made = []
     for index in range(len(given) - 1):
@@ -63,7 +63,8 @@ def dis_flow(given: Tensor) -> Tensor:
 
 def minterpolate(given: Tensor) -> Tensor:
     """ffmpeg's motion-compensated interpolation: motion searched in both directions, blocks that overlap."""
-    import av
+    import av.error
+    import av.filter
 
     height, width = given.shape[-2:]
     graph = av.filter.Graph()
@@ -144,7 +145,7 @@ def report(name: str, clip: Tensor, made: Tensor, seconds: float, kept: list[int
 
 def main() -> None:
     """Measure all methods on all clips that the command names."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("clips", nargs="+", type=Path)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--frames", type=int, default=33, help="of each clip, from its first on")

@@ -14,13 +14,15 @@ the bilateral correlation at time t, IFRNet (Kong et al., CVPR 2022) for the ref
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..metrics.flow import warp
 
 CHANNELS = (16, 32, 64, 96)  # of the pictures' features at 1/2, 1/4, 1/8 and 1/16 of the resolution
 WIDTHS = (48, 64, 96, 128)  # of the layers at these levels
@@ -62,7 +64,8 @@ class Interpolated:
     def cropped(self, height: int, width: int) -> Interpolated:
         """The maps at full resolution without what is to the right of and below this size."""
         maps = (self.frame, self.flows, self.mask, self.warped)
-        return Interpolated(*(values[..., :height, :width] for values in maps), self.estimates)
+        frame, flows, mask, warped = (values[..., :height, :width] for values in maps)
+        return Interpolated(frame, flows, mask, warped, self.estimates)
 
 
 class FlowNetwork(nn.Module):
@@ -97,7 +100,7 @@ class FlowNetwork(nn.Module):
         """The estimates of the coarsest `levels` levels, from coarse to fine, for a time from 0 to 1. `features` is the
         result of `encode` for pictures (2·b, 3, H, W), the first and the last one of each pair in turn."""
         *ends, patches = [maps.unflatten(0, (-1, 2)).unbind(1) for maps in features]
-        estimates, last = [], self._start(*patches, time)
+        estimates, last = [], self._start(patches[0], patches[1], time)
         for level in reversed(range(len(ends) - levels, len(ends))):
             last = self.levels[level](*ends[level], time, last)
             estimates.append(last)
@@ -159,22 +162,27 @@ class _Level(nn.Module):
         velocity, logit, hidden = coarser.velocity, coarser.logit, self.hidden_in(coarser.hidden)
         inputs = []
         if self.is_coarsest:  # the start may be wrong: the whole range is searched once more
-            inputs.append(correlate(*_normalised(first, last), time, self.radius))
+            inputs.append(self._correlate(first, last, time))
             inputs.append(_expected_displacement(self.sharpness * inputs[0]))
         else:
             velocity, logit, hidden = _enlarge(velocity), _enlarge(logit), _enlarge(hidden)
             cells = velocity / self.stride
             first, last = warp(first, -time * cells), warp(last, (1 - time) * cells)
             if self.radius:
-                inputs.append(correlate(*_normalised(first, last), time, self.radius))
+                inputs.append(self._correlate(first, last, time))
         inputs += [hidden, first, last, velocity / COARSEST, logit]
         hidden = self.layers(torch.cat(inputs, 1).contiguous(memory_format=torch.channels_last))
         change, logit_change = self.head(hidden).split([2, 1], 1)
         return Estimate(velocity + self.stride * change, logit + logit_change, hidden)
 
+    def _correlate(self, first: Tensor, last: Tensor, time: float) -> Tensor:
+        """The correlations of features without their common mean, which correlates everywhere, and of unit length."""
+        mean = (first.mean((2, 3), keepdim=True) + last.mean((2, 3), keepdim=True)) / 2
+        return correlate(_normalised(first - mean), _normalised(last - mean), time, self.radius)
+
 
 def _expected_displacement(scores: Tensor) -> Tensor:
-    """The mean displacement (b, 2, h, w), right and down in cells, by the softmax of scores (b, displacements, h, w)."""
+    """The mean displacement (b, 2, h, w), right and down in cells, by the softmax of scores (b, shifts, h, w)."""
     radius = (math.isqrt(scores.shape[1]) - 1) // 2
     side = torch.arange(-radius, radius + 1.0, device=scores.device)
     shifts = torch.stack(torch.meshgrid(side, side, indexing="xy")).flatten(1)
@@ -189,16 +197,6 @@ def _patches(pictures: Tensor) -> Tensor:
     patches = F.unfold(grey, PATCH).unflatten(2, [side - PATCH + 1 for side in grey.shape[-2:]])
     patches = patches - patches.mean(1, keepdim=True)
     return (patches * (patches.square().sum(1, keepdim=True) + 1e-3 * PATCH**2).rsqrt()).to(pictures)
-
-
-def warp(maps: Tensor, flow: Tensor) -> Tensor:
-    """Maps (b, C, h, w) at the places that the flow (b, 2, h, w) leads to, right and down in pixels, by bilinear
-    interpolation; the border is repeated."""
-    height, width = maps.shape[-2:]
-    x = torch.arange(width, device=maps.device) + 0.5 + flow[:, 0]
-    y = torch.arange(height, device=maps.device)[:, None] + 0.5 + flow[:, 1]
-    grid = torch.stack([2 / width * x - 1, 2 / height * y - 1], -1)
-    return F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
 
 
 def correlate(first: Tensor, last: Tensor, time: float, radius: int) -> Tensor:
@@ -219,7 +217,7 @@ class _Correlation(torch.autograd.Function):
         ctx.save_for_backward(*padded)
         ctx.time, ctx.radius = time, radius
         out = first.new_empty(first.shape[0], (2 * radius + 1) ** 2, *first.shape[2:])
-        for index, (a, b) in enumerate(_shifted(*padded, time, radius)):
+        for index, (a, b) in enumerate(_shifted(padded, time, radius)):
             torch.sum(a * b, 1, out=out[:, index])
         return out
 
@@ -227,7 +225,7 @@ class _Correlation(torch.autograd.Function):
     def backward(ctx, grad):
         padded, radius = ctx.saved_tensors, ctx.radius
         grads = [torch.zeros_like(maps) for maps in padded]
-        pairs = zip(_shifted(*padded, ctx.time, radius), _shifted(*grads, ctx.time, radius), strict=True)
+        pairs = zip(_shifted(padded, ctx.time, radius), _shifted(grads, ctx.time, radius), strict=True)
         for index, ((a, b), (grad_a, grad_b)) in enumerate(pairs):
             scale = grad[:, index, None]
             grad_a.addcmul_(scale, b)
@@ -236,8 +234,9 @@ class _Correlation(torch.autograd.Function):
         return first, last, None, None
 
 
-def _shifted(first: Tensor, last: Tensor, time: float, radius: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _shifted(padded: Sequence[Tensor], time: float, radius: int) -> Iterator[tuple[Tensor, Tensor]]:
     """For each displacement, views (b, C, h, w) of the two maps, which are padded by the radius."""
+    first, last = padded
     height, width = (side - 2 * radius for side in first.shape[-2:])
     for y in range(-radius, radius + 1):
         for x in range(-radius, radius + 1):
@@ -257,10 +256,8 @@ def _prior(time: float) -> float:
     return math.log((1 - time) / time)
 
 
-def _normalised(first: Tensor, last: Tensor) -> list[Tensor]:
-    """Both maps (b, C, h, w) without their common mean, which correlates everywhere, and of unit length per cell."""
-    mean = (first.mean((2, 3), keepdim=True) + last.mean((2, 3), keepdim=True)) / 2
-    return [maps * (maps.square().sum(1, keepdim=True) + 1e-6).rsqrt() for maps in (first - mean, last - mean)]
+def _normalised(maps: Tensor) -> Tensor:
+    return maps * (maps.square().sum(1, keepdim=True) + 1e-6).rsqrt()
 
 
 def _enlarge(maps: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ..images import contact_sheet
+from ..metrics.flow import warp
 from ..metrics.quality import psnr
-from .flow import CHANNELS, Estimate, FlowNetwork, blend, warp
+from .flow import CHANNELS, Estimate, FlowNetwork, blend
 from .flow_data import MovedScenes
 
 SPEEDS = (0, 2, 8, 20, 1000)  # pixels between the end frames: the log has the flow's error for each of these bands
@@ -35,7 +36,8 @@ def losses(
         result = network.refined(pictures, time, estimates)
         first, last = result.flows.chunk(2, 1)
         frame_loss = charbonnier(result.frame - target)
-        blended = torch.lerp(*reversed(result.warped.chunk(2, 1)), result.mask)  # without the residual
+        warped = result.warped.chunk(2, 1)
+        blended = torch.lerp(warped[1], warped[0], result.mask)  # without the residual
         loss = loss + frame_loss + LEVEL_WEIGHT * charbonnier(blended - target)
         loss = loss + FLOW_WEIGHT * (_length(first + time * velocity) + _length(last - (1 - time) * velocity)).mean()
         details["frame"] = frame_loss.item()
@@ -64,7 +66,7 @@ def _length(vectors: Tensor) -> Tensor:
 
 
 def errors_by_speed(predicted: Tensor, velocity: Tensor) -> dict[str, float]:
-    """The mean end-point error in pixels of a velocity (b, 2, h, w) for each band of speeds of the true (b, 2, H, W)."""
+    """The mean end-point error in pixels of a velocity (b, 2, h, w) for each band of the true speeds (b, 2, H, W)."""
     velocity = F.avg_pool2d(velocity, velocity.shape[-1] // predicted.shape[-1])
     speed, error = velocity.norm(dim=1), (predicted - velocity).norm(dim=1)
     bands = {f"flow_{low}px": error[(speed >= low) & (speed < high)] for low, high in pairwise(SPEEDS)}

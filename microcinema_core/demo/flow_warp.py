@@ -73,7 +73,7 @@ class FlowWarp(nn.Module):
             pixels.append(frame)
             encoded.append(self.autoencoder.encode(frame.contiguous(memory_format=torch.channels_last)))
             disagreement.append(F.avg_pool2d((first - last).abs().mean(1, keepdim=True), self.factor))
-        return WarpedFrames(*(torch.stack(maps, 1) for maps in (pixels, encoded, disagreement)), cut)
+        return WarpedFrames(torch.stack(pixels, 1), torch.stack(encoded, 1), torch.stack(disagreement, 1), cut)
 
     def between(self, ends: Tensor, times: Sequence[float]) -> list[Interpolated]:
         """The flow network's results for end frames (b, 2, 3, H, W) of any size."""

@@ -248,7 +248,7 @@ def _mask(generator: Generator, size: float) -> Tensor:
     """A random mask (CANVAS, CANVAS) of about `size` pixels: blobs, polygons, lines, islands or text."""
     scale, middle = 2, CANVAS  # drawn at twice the size
     kind = _choice(generator, ("blob", "blob", "polygon", "lines", "islands", "box"))
-    picture = Image.new("L", (scale * CANVAS,) * 2)
+    picture = Image.new("L", (scale * CANVAS, scale * CANVAS))
     draw = ImageDraw.Draw(picture)
     if kind in ("blob", "polygon", "box"):
         corners = {"blob": 60, "polygon": int(_uniform(generator, 3, 9)), "box": 4}[kind]

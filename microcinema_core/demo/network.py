@@ -158,8 +158,9 @@ class DemoUNet(MicroCinemaUNet):
         """
         assert isinstance(condition, DemoCondition)
         times = [index / (frames - 1) for index in range(frames)]
-        condition.warped = self.flow_warp(ends.to(condition.latents), condition.latents, times)
-        return condition.warped.pixels
+        warped = self.flow_warp(ends.to(condition.latents), condition.latents, times)
+        condition.warped = warped
+        return warped.pixels
 
     def add_residual(self, condition: Condition, sampled: Tensor) -> Tensor:
         """With a flow warp: the frames (b, t, 3, H, W) of sampled latents (b, t, C, h, w): those of `warp_ends`, with

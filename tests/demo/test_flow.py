@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from demo_networks import VARIANTS
 
-from microcinema_core.demo.flow import CHANNELS, COARSEST, FlowNetwork, correlate, warp
+from microcinema_core.demo.flow import CHANNELS, COARSEST, FlowNetwork, correlate
 from microcinema_core.demo.flow_warp import FlowWarp
+from microcinema_core.metrics.flow import warp
 
 
 @pytest.fixture(scope="module")
