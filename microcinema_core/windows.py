@@ -18,6 +18,7 @@ Progress = Callable[[int, int], None]  # steps done, steps in total
 Between = Callable[[Tensor, list[int], int, Progress | None], Tensor]
 
 AT_ONCE = 4  # windows in a batch
+PIXELS_AT_ONCE = 2**20  # of the frames of a batch: larger batches are not faster, and need more memory
 NAMED_CUTS = 5  # so many are named in a warning
 
 
@@ -83,6 +84,7 @@ class Windows:
         frames = iter(frames)
         first = next(frames)
         height, width = first.shape[1:]
+        self.at_once = min(self.at_once, max(1, PIXELS_AT_ONCE // (height * width)))
         out = map(self._padded, chain([first], frames))
         for index in range(passes):
             out = self._pass(out, (seed * 1_000_003 + index) * 1_000_003, first_pass=index == 0)

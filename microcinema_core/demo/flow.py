@@ -96,15 +96,30 @@ class FlowNetwork(nn.Module):
             features.append(h)
         return [*features, _patches(pictures)]
 
-    def estimate(self, features: list[Tensor], time: float, levels: int = len(CHANNELS)) -> list[Estimate]:
-        """The estimates of the coarsest `levels` levels, from coarse to fine, for a time from 0 to 1. `features` is the
-        result of `encode` for pictures (2·b, 3, H, W), the first and the last one of each pair in turn."""
+    def estimate(
+        self, features: list[Tensor], time: float, levels: int = len(CHANNELS), guess: Tensor | None = None
+    ) -> list[Estimate]:
+        """The estimates of the coarsest `levels` levels, from coarse to fine, for a time from 0 to 1.
+
+        features: the result of `encode` for pictures (2·b, 3, H, W), the first and the last one of each pair in turn.
+        guess: a velocity (b, 2, H/16, W/16) around which the motion is looked for, 0 by default.
+        """
         *ends, patches = [maps.unflatten(0, (-1, 2)).unbind(1) for maps in features]
-        estimates, last = [], self._start(patches[0], patches[1], time)
-        for level in reversed(range(len(ends) - levels, len(ends))):
-            last = self.levels[level](*ends[level], time, last)
-            estimates.append(last)
+        if guess is not None:  # the coarsest level estimates what it lacks
+            patches = warp_pair(patches, _enlarge(guess) / PATCH_STRIDE, time)
+            ends[-1] = warp_pair(ends[-1], guess / COARSEST, time)
+        last = self.levels[-1](*ends[-1], time, self._start(patches[0], patches[1], time))
+        estimates = [last if guess is None else last._replace(velocity=last.velocity + guess)]
+        for level in range(2, levels + 1):
+            estimates.append(self.levels[-level](*ends[-level], time, estimates[-1]))
         return estimates
+
+    def guess(self, pictures: Tensor, time: float) -> Tensor:
+        """A velocity for `estimate` from the pictures (b, 2, 3, H, W) at half their size: its range is twice as far."""
+        small = F.avg_pool2d(pictures.flatten(0, 1), 2)
+        small = small.contiguous(memory_format=torch.channels_last)
+        velocity = self.estimate(self.encode(small), time, levels=2)[-1].velocity
+        return 2 * velocity
 
     def _start(self, first: Tensor, last: Tensor, time: float) -> Estimate:
         """The start of the coarsest level: the mean displacement of the patches by their correlations, which are the
@@ -167,7 +182,7 @@ class _Level(nn.Module):
         else:
             velocity, logit, hidden = _enlarge(velocity), _enlarge(logit), _enlarge(hidden)
             cells = velocity / self.stride
-            first, last = warp(first, -time * cells), warp(last, (1 - time) * cells)
+            first, last = warp_pair((first, last), cells, time)
             if self.radius:
                 inputs.append(self._correlate(first, last, time))
         inputs += [hidden, first, last, velocity / COARSEST, logit]
@@ -197,6 +212,12 @@ def _patches(pictures: Tensor) -> Tensor:
     patches = F.unfold(grey, PATCH).unflatten(2, [side - PATCH + 1 for side in grey.shape[-2:]])
     patches = patches - patches.mean(1, keepdim=True)
     return (patches * (patches.square().sum(1, keepdim=True) + 1e-3 * PATCH**2).rsqrt()).to(pictures)
+
+
+def warp_pair(maps: Sequence[Tensor], velocity: Tensor, time: float) -> tuple[Tensor, Tensor]:
+    """The maps (b, C, h, w) of both pictures, warped to a time by a velocity (b, 2, h, w) in their pixels."""
+    first, last = maps
+    return warp(first, -time * velocity), warp(last, (1 - time) * velocity)
 
 
 def correlate(first: Tensor, last: Tensor, time: float, radius: int) -> Tensor:

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ..images import contact_sheet
-from ..metrics.flow import warp
 from ..metrics.quality import psnr
-from .flow import CHANNELS, Estimate, FlowNetwork, blend
+from .flow import CHANNELS, Estimate, FlowNetwork, blend, warp_pair
 from .flow_data import MovedScenes
 
 SPEEDS = (0, 2, 8, 20, 1000)  # pixels between the end frames: the log has the flow's error for each of these bands
@@ -49,7 +48,7 @@ def _level_loss(estimate: Estimate, pictures: Tensor, target: Tensor, velocity: 
     """The loss of one level: its velocity, and the pictures blended at its resolution."""
     factor = target.shape[-1] // estimate.velocity.shape[-1]
     small, cells = F.avg_pool2d(pictures.flatten(0, 1), factor).unflatten(0, (-1, 2)), estimate.velocity / factor
-    warped = torch.cat([warp(small[:, 0], -time * cells), warp(small[:, 1], (1 - time) * cells)], 1)
+    warped = torch.cat(warp_pair(small.unbind(1), cells, time), 1)
     picture_loss = charbonnier(blend(warped, estimate.logit, time) - F.avg_pool2d(target, factor))
     return (
         FLOW_WEIGHT * _length(estimate.velocity - F.avg_pool2d(velocity, factor)).mean() + LEVEL_WEIGHT * picture_loss

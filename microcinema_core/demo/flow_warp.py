@@ -15,6 +15,7 @@ from ..model.layers import zero
 from .config import DemoNetworkConfig
 from .flow import COARSEST, FlowNetwork, Interpolated
 
+LARGE = 512  # pixels: of frames with a longer side, the motion is first estimated at half the size
 MAX_RESIDUAL = 0.1  # of a colour, from 0 to 1: the most that the diffusion model changes a pixel by
 CUT_CORRELATION = 0.5  # of the end frames, warped to the middle: what correlates less is not the same scene
 
@@ -78,11 +79,16 @@ class FlowWarp(nn.Module):
     def between(self, ends: Tensor, times: Sequence[float]) -> list[Interpolated]:
         """The flow network's results for end frames (b, 2, 3, H, W) of any size."""
         height, width = ends.shape[-2:]
-        flat = F.pad(ends.flatten(0, 1), (0, -width % COARSEST, 0, -height % COARSEST), mode="replicate")
+        is_large = max(height, width) > LARGE
+        cell = COARSEST * (1 + is_large)
+        flat = F.pad(ends.flatten(0, 1), (0, -width % cell, 0, -height % cell), mode="replicate")
         flat = flat.contiguous(memory_format=torch.channels_last)
-        features = self.network.encode(flat)
-        results = [self.network(flat.unflatten(0, (-1, 2)), time, features) for time in times]
-        return [result.cropped(height, width) for result in results]
+        features, pictures, results = self.network.encode(flat), flat.unflatten(0, (-1, 2)), []
+        for time in times:
+            guess = self.network.guess(pictures, time) if is_large else None
+            estimates = self.network.estimate(features, time, guess=guess)
+            results.append(self.network.refined(pictures, time, estimates).cropped(height, width))
+        return results
 
     def residual(self, latents: Tensor) -> Tensor:
         """Residual latents (n, C, h, w) to what they add to the pixels, (n, 3, H, W)."""

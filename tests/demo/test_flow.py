@@ -25,7 +25,7 @@ def texture(height, width, seed=0):
 def moved_pair(velocity, side=128):
     """Two pictures (1, 2, 3, side, side) of a texture that moves by a velocity in whole even pixels, and the middle."""
     x, y = velocity
-    whole, margin = texture(side + 128, side + 128), 64
+    whole, margin = texture(side + 192, side + 192), 96
 
     def cut(time):
         top, left = (margin - round(time * step) for step in (y, x))
@@ -66,6 +66,16 @@ def test_the_start_finds_motion_before_any_training(network, velocity):
     found = network._start(patches[:1], patches[1:], 0.5).velocity[..., 2:-2, 2:-2]
     error = (found - torch.tensor(velocity).view(2, 1, 1)).norm(dim=1)
     assert error.median() < 4  # pixels, half a cell of this comparison
+
+
+def test_a_guess_at_half_the_size_extends_the_range(network):
+    pictures, _ = moved_pair((80, 0), side=256)  # more than the 48 pixels of the start
+    guess = network.guess(pictures, 0.5)
+    assert guess.shape == (1, 2, 16, 16)
+    exact = torch.tensor([80.0, 0]).view(1, 2, 1, 1).expand_as(guess)
+    estimates = network.estimate(network.encode(pictures[0]), 0.5, guess=exact)
+    found = estimates[0].velocity[..., 5:-5, 5:-5]
+    assert (found - exact[..., 5:-5, 5:-5]).norm(dim=1).median() < 4
 
 
 def test_each_level_doubles_the_resolution_of_the_velocity(network):
