@@ -230,40 +230,54 @@ def correlate(first: Tensor, last: Tensor, time: float, radius: int) -> Tensor:
 
 
 class _Correlation(torch.autograd.Function):
-    """`correlate`, with a gradient that adds up in place: three times as fast as autograd."""
+    """`correlate` by products of whole rows, of which only some diagonals are used: five times as fast as by products of
+    shifted maps, since a matrix product needs less memory traffic."""
 
     @staticmethod
     def forward(ctx, first, last, time, radius):
-        padded = [F.pad(maps, [radius] * 4) for maps in (first, last)]
-        ctx.save_for_backward(*padded)
+        rows = [F.pad(maps.permute(0, 2, 3, 1), (0, 0, *[radius] * 4)).contiguous() for maps in (first, last)]
+        ctx.save_for_backward(*rows)
         ctx.time, ctx.radius = time, radius
-        out = first.new_empty(first.shape[0], (2 * radius + 1) ** 2, *first.shape[2:])
-        for index, (a, b) in enumerate(_shifted(padded, time, radius)):
-            torch.sum(a * b, 1, out=out[:, index])
-        return out
+        count, _, height, width = first.shape
+        out = first.new_empty(2 * radius + 1, 2 * radius + 1, count, height, width)
+        for y, (a, b) in enumerate(_shifted_rows(rows, time, radius)):
+            products = torch.bmm(a.flatten(0, 1), b.flatten(0, 1).mT)
+            for x, diagonal in enumerate(_diagonals(products, time, radius)):
+                out[y, x] = diagonal.unflatten(0, (count, height))
+        return out.flatten(0, 1).movedim(0, 1).contiguous()
 
     @staticmethod
     def backward(ctx, grad):
-        padded, radius = ctx.saved_tensors, ctx.radius
-        grads = [torch.zeros_like(maps) for maps in padded]
-        pairs = zip(_shifted(padded, ctx.time, radius), _shifted(grads, ctx.time, radius), strict=True)
-        for index, ((a, b), (grad_a, grad_b)) in enumerate(pairs):
-            scale = grad[:, index, None]
-            grad_a.addcmul_(scale, b)
-            grad_b.addcmul_(scale, a)
-        first, last = (maps[..., radius:-radius, radius:-radius] for maps in grads)
+        rows, time, radius = ctx.saved_tensors, ctx.time, ctx.radius
+        grads = [torch.zeros_like(maps) for maps in rows]
+        grad = grad.movedim(1, 0).unflatten(0, (2 * radius + 1, -1)).flatten(2, 3)
+        pairs = zip(_shifted_rows(rows, time, radius), _shifted_rows(grads, time, radius), strict=True)
+        for y, ((a, b), (grad_a, grad_b)) in enumerate(pairs):
+            products = grad.new_zeros(a.shape[0] * a.shape[1], a.shape[2], a.shape[2])
+            for x, diagonal in enumerate(_diagonals(products, time, radius)):
+                diagonal.copy_(grad[y, x])
+            grad_a += torch.bmm(products, b.flatten(0, 1)).view_as(a)
+            grad_b += torch.bmm(products.mT, a.flatten(0, 1)).view_as(b)
+        inner = slice(radius, -radius)
+        first, last = (maps[:, inner, inner].permute(0, 3, 1, 2) for maps in grads)
         return first, last, None, None
 
 
-def _shifted(padded: Sequence[Tensor], time: float, radius: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each displacement, views (b, C, h, w) of the two maps, which are padded by the radius."""
-    first, last = padded
-    height, width = (side - 2 * radius for side in first.shape[-2:])
+def _shifted_rows(rows: Sequence[Tensor], time: float, radius: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each displacement of rows, views (b, h, w + 2·radius, C) of both maps, which are padded by the radius."""
+    first, last = rows
+    height = first.shape[1] - 2 * radius
     for y in range(-radius, radius + 1):
-        for x in range(-radius, radius + 1):
-            top, left = radius - round(time * y), radius - round(time * x)
-            a = first[:, :, top : top + height, left : left + width]
-            yield a, last[:, :, top + y : top + y + height, left + x : left + x + width]
+        top = radius - round(time * y)
+        yield first[:, top : top + height], last[:, top + y : top + y + height]
+
+
+def _diagonals(products: Tensor, time: float, radius: int) -> Iterator[Tensor]:
+    """For each displacement within a row, the diagonal (n, w) of the rows' products (n, w + 2·radius, w + 2·radius)."""
+    width = products.shape[1] - 2 * radius
+    for x in range(-radius, radius + 1):
+        start = radius - round(time * x)  # the place in the first map, where `diagonal` counts from max(0, −x) on
+        yield products.diagonal(x, 1, 2)[:, start + min(0, x) :][:, :width]
 
 
 def blend(warped: Tensor, logits: Tensor, time: float) -> Tensor:

@@ -76,25 +76,26 @@ class FlowTraining:
     """The loss of a step and the validation, for Trainer.run."""
 
     def __init__(
-        self,
-        network: FlowNetwork,
-        scenes: MovedScenes,
-        held_out: MovedScenes,
-        *,
-        batch_size: int,
-        crop: int,
-        coarse_steps: int,
-    ):
+        self, network: FlowNetwork, scenes: MovedScenes, held_out: MovedScenes | None, *, batch_size: int, crop: int,
+        fine_crop: int, coarse_steps: int,
+    ):  # fmt: skip
         self.network, self.scenes, self.held_out = network, scenes, held_out
-        self.batch_size, self.crop, self.coarse_steps = batch_size, crop, coarse_steps
+        self.batch_size, self.crop, self.fine_crop, self.coarse_steps = batch_size, crop, fine_crop, coarse_steps
 
     def loss(self, step: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a step, and figures for the log."""
-        time, frames, velocity = self.scenes.sample(generator, self.batch_size, self.crop)
-        return losses(self.network, frames, velocity, time, coarse=step < self.coarse_steps)
+        """The loss of a step, and figures for the log.
+
+        The first `coarse_steps`, and every second step after them, train only the coarse levels, which are cheap, on
+        crops large enough for large motion. The others train all of them on smaller ones: what is fine is local.
+        """
+        coarse = step < self.coarse_steps or step % 2 == 0
+        time, frames, velocity = self.scenes.sample(generator, self.batch_size, self.crop if coarse else self.fine_crop)
+        return losses(self.network, frames, velocity, time, coarse=coarse)
 
     def show(self, ema: FlowNetwork, path: Path) -> dict[str, float]:
         """Validate the EMA network on the held-out scenes, and write some of its frames to an image file."""
+        if self.held_out is None:
+            return {}
         figures, sheet = validate(ema, self.held_out, limit=96)
         contact_sheet(sheet, path)
         return figures

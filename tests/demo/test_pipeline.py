@@ -63,3 +63,16 @@ def test_a_window_does_not_depend_on_the_others(between):
     whole = between.interpolate(frames, steps=2)
     assert torch.allclose(whole[:5], between.interpolate(frames[:2], steps=2), atol=1e-4)
     assert torch.allclose(whole[:9], between.interpolate(frames[:3], steps=2), atol=1e-4)
+
+
+def test_at_a_cut_the_frames_are_copies_and_a_warning_tells_so():
+    model = random_model(tiny_demo_between(**BETWEEN["flow"]))
+    for name, parameter in model.network.flow_warp.network.named_parameters():
+        if name.startswith("fine") or ".head." in name:  # random heads would tear the pictures apart
+            parameter.zero_()
+    scenes = [torch.nn.functional.interpolate(pictures(1, 3, 16, 16, seed=seed), 64)[0] for seed in (0, 1)]
+    frames, warnings = torch.stack([scenes[0], scenes[0], scenes[1], scenes[1]]), []
+    made = torch.stack(list(Pipeline(model).interpolated(frames, 4, warn=warnings.append)))
+    assert torch.equal(made[::4], frames)
+    assert torch.equal(made[5:7], frames[[1, 1]]) and torch.equal(made[7], frames[2])
+    assert len(warnings) == 1 and "the scene changes after given frame 2: the frames there are copies" in warnings[0]
