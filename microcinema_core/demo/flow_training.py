@@ -17,20 +17,23 @@ from .flow_data import MovedScenes
 SPEEDS = (0, 2, 8, 20, 1000)  # pixels between the end frames: the log has the flow's error for each of these bands
 COARSE_LEVELS = 3  # of the first steps, which train no level finer than 1/4 of the resolution
 FLOW_WEIGHT = 0.02  # of the end-point error in pixels, at each level, relative to the error of colours from 0 to 1
+LATE_FLOW_WEIGHT = 0.004  # the same in late steps, when what the frame shows counts more than the flow behind it
 LEVEL_WEIGHT = 0.2  # of the blended pictures at each level, relative to the frame
 
 
 def losses(
-    network: FlowNetwork, frames: Tensor, velocity: Tensor, time: float, *, coarse: bool = False
-) -> tuple[Tensor, dict[str, float]]:
+    network: FlowNetwork, frames: Tensor, velocity: Tensor, time: float, *, coarse: bool = False,
+    flow_weight: float = FLOW_WEIGHT,
+) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
     """The loss for frames (b, 3, 3, H, W), the first, that of `time` and the last, and the velocity (b, 2, H, W) of the
     one between; with figures for the log. `coarse`: only the coarse levels are run."""
     ends = frames[:, ::2].flatten(0, 1).contiguous(memory_format=torch.channels_last)
     pictures, target, details = ends.unflatten(0, (-1, 2)), frames[:, 1], {}
     estimates = network.estimate(network.encode(ends), time, COARSE_LEVELS if coarse else len(CHANNELS))
-    loss = torch.zeros(())
+    flow_loss, loss = torch.zeros(()), torch.zeros(())
     for estimate in estimates:
-        loss = loss + _level_loss(estimate, pictures, target, velocity, time)
+        velocity_loss, picture_loss = _level_losses(estimate, pictures, target, velocity, time)
+        flow_loss, loss = flow_loss + velocity_loss, loss + LEVEL_WEIGHT * picture_loss
     if not coarse:
         result = network.refined(pictures, time, estimates)
         first, last = result.flows.chunk(2, 1)
@@ -38,21 +41,21 @@ def losses(
         warped = result.warped.chunk(2, 1)
         blended = torch.lerp(warped[1], warped[0], result.mask)  # without the residual
         loss = loss + frame_loss + LEVEL_WEIGHT * charbonnier(blended - target)
-        loss = loss + FLOW_WEIGHT * (_length(first + time * velocity) + _length(last - (1 - time) * velocity)).mean()
+        flow_loss = flow_loss + (_length(first + time * velocity) + _length(last - (1 - time) * velocity)).mean()
         details["frame"] = frame_loss.item()
     details |= errors_by_speed(estimates[-1].velocity.detach(), velocity)
-    return loss, details
+    return loss + flow_weight * flow_loss, details
 
 
-def _level_loss(estimate: Estimate, pictures: Tensor, target: Tensor, velocity: Tensor, time: float) -> Tensor:
-    """The loss of one level: its velocity, and the pictures blended at its resolution."""
+def _level_losses(
+    estimate: Estimate, pictures: Tensor, target: Tensor, velocity: Tensor, time: float
+) -> tuple[Tensor, Tensor]:
+    """The losses of one level: of its velocity, and of the pictures blended at its resolution."""
     factor = target.shape[-1] // estimate.velocity.shape[-1]
     small, cells = F.avg_pool2d(pictures.flatten(0, 1), factor).unflatten(0, (-1, 2)), estimate.velocity / factor
     warped = torch.cat(warp_pair(small.unbind(1), cells, time), 1)
     picture_loss = charbonnier(blend(warped, estimate.logit, time) - F.avg_pool2d(target, factor))
-    return (
-        FLOW_WEIGHT * _length(estimate.velocity - F.avg_pool2d(velocity, factor)).mean() + LEVEL_WEIGHT * picture_loss
-    )
+    return _length(estimate.velocity - F.avg_pool2d(velocity, factor)).mean(), picture_loss
 
 
 def charbonnier(difference: Tensor) -> Tensor:
@@ -77,20 +80,22 @@ class FlowTraining:
 
     def __init__(
         self, network: FlowNetwork, scenes: MovedScenes, held_out: MovedScenes | None, *, batch_size: int, crop: int,
-        fine_crop: int, coarse_steps: int,
+        fine_crop: int, coarse_steps: int, late_steps: int,
     ):  # fmt: skip
-        self.network, self.scenes, self.held_out = network, scenes, held_out
-        self.batch_size, self.crop, self.fine_crop, self.coarse_steps = batch_size, crop, fine_crop, coarse_steps
+        self.network, self.scenes, self.held_out, self.batch_size = network, scenes, held_out, batch_size
+        self.crop, self.fine_crop, self.coarse_steps, self.late_steps = crop, fine_crop, coarse_steps, late_steps
 
     def loss(self, step: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
         """The loss of a step, and figures for the log.
 
         The first `coarse_steps`, and every second step after them, train only the coarse levels, which are cheap, on
-        crops large enough for large motion. The others train all of them on smaller ones: what is fine is local.
+        crops large enough for large motion. The others train all of them on smaller ones: what is fine is local. From
+        step `late_steps` on, the flow itself has less weight.
         """
         coarse = step < self.coarse_steps or step % 2 == 0
         time, frames, velocity = self.scenes.sample(generator, self.batch_size, self.crop if coarse else self.fine_crop)
-        return losses(self.network, frames, velocity, time, coarse=coarse)
+        weight = LATE_FLOW_WEIGHT if step >= self.late_steps else FLOW_WEIGHT
+        return losses(self.network, frames, velocity, time, coarse=coarse, flow_weight=weight)
 
     def show(self, ema: FlowNetwork, path: Path) -> dict[str, float]:
         """Validate the EMA network on the held-out scenes, and write some of its frames to an image file."""

@@ -38,6 +38,7 @@ class InterpolationTrainingConfig(TrainingConfig):
     pictures: tuple[str, ...] = ()
     shards: Annotated[int, Range(1, 10_000, "shards", 60)] = 60  # of moved scenes, with 200 each
     coarse_steps: Annotated[int, Range(0, 10**9, "steps", 5000)] = 5000  # train the levels up to 1/4 of the resolution
+    late_steps: Annotated[int, Range(0, 10**9, "steps", 16000)] = 16000  # from here on the flow has less weight
     crop: Annotated[int, Range(COARSEST, SIDE, "pixels", 192)] = 192  # of coarse steps; multiples of 16
     fine_crop: Annotated[int, Range(COARSEST, SIDE, "pixels", 128)] = 128  # of the others
     residual_clips: Annotated[int, Range(8, 10**6, "clips", 1500)] = 1500
@@ -80,7 +81,7 @@ def train_flow(config: InterpolationTrainingConfig, folder: Path) -> FlowNetwork
     trainer = Trainer(network, config, folder / "flow", scenes.identity)
     training = FlowTraining(
         network, scenes, held_out, batch_size=config.batch_size, crop=config.crop, fine_crop=config.fine_crop,
-        coarse_steps=config.coarse_steps,
+        coarse_steps=config.coarse_steps, late_steps=config.late_steps,
     )  # fmt: skip
     return trainer.run(training.loss, training.show)
 
