@@ -230,8 +230,8 @@ def correlate(first: Tensor, last: Tensor, time: float, radius: int) -> Tensor:
 
 
 class _Correlation(torch.autograd.Function):
-    """`correlate` by products of whole rows, of which only some diagonals are used: five times as fast as by products of
-    shifted maps, since a matrix product needs less memory traffic."""
+    """`correlate` by products of whole rows, of which only some diagonals are used: faster than products of shifted
+    maps, since it moves less memory."""
 
     @staticmethod
     def forward(ctx, first, last, time, radius):
