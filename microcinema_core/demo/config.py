@@ -153,3 +153,11 @@ DEMO_INTERPOLATION = replace(
         context_dim=None, frames=5, condition="ends", motion_embedding=False, amplitude_std=None,
     ),
 )  # fmt: skip
+# The interpolation model with a flow network. It takes the place of DEMO_INTERPOLATION, which is that of the bundled file,
+# together with a file of its own.
+FLOW_INTERPOLATION = replace(
+    DEMO_INTERPOLATION,
+    network=replace(
+        DEMO_INTERPOLATION.network, model_channels=24, head_channels=12, forward_warp=None, flow_warp=_AUTOENCODER
+    ),
+)

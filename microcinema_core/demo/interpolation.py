@@ -15,7 +15,7 @@ from ..model.layers import channels_last
 from ..training.config import Steps, TrainingConfig
 from ..training.trainer import Trainer
 from ..validated import Range, validated
-from .config import DEMO_INTERPOLATION
+from .config import FLOW_INTERPOLATION
 from .flow import COARSEST, FlowNetwork
 from .flow_data import SIDE, MovedScenes, draw_pool
 from .flow_training import FlowTraining
@@ -63,7 +63,7 @@ def main(config_path: Path, out: Path | None = None, overrides: dict[str, str] |
     photographs = Photographs(config.folders)
     with locked(folder):
         flow = train_flow(config, folder)
-        result = folder / f"{DEMO_INTERPOLATION.name}.safetensors"
+        result = folder / f"{FLOW_INTERPOLATION.name}.safetensors"
         model = train_residual(config, folder, flow, autoencoder, photographs)
         save_model(result, model, torch.float16)
     print(f"wrote {result}", flush=True)
@@ -90,7 +90,7 @@ def train_residual(
     config: InterpolationTrainingConfig, folder: Path, flow: FlowNetwork, autoencoder, photographs: Photographs
 ) -> LoadedModel:
     """Train the layers of the diffusion model around a trained flow network, which stays as it is."""
-    model_config = DEMO_INTERPOLATION
+    model_config = FLOW_INTERPOLATION
     torch.manual_seed(config.seed)
     network = build(model_config.network)
     assert isinstance(network, DemoUNet)
