@@ -153,7 +153,7 @@ DEMO_INTERPOLATION = replace(
         context_dim=None, frames=5, condition="ends", motion_embedding=False, amplitude_std=None,
     ),
 )  # fmt: skip
-# The interpolation model with a flow network. It takes the place of DEMO_INTERPOLATION, which is that of the bundled file,
+# The interpolation model with a flow network. It takes the place of DEMO_INTERPOLATION, that of the bundled file,
 # together with a file of its own.
 FLOW_INTERPOLATION = replace(
     DEMO_INTERPOLATION,

@@ -88,8 +88,8 @@ class FlowWarp(nn.Module):
         flat = flat.contiguous(memory_format=torch.channels_last)
         features, pictures, results = self.network.encode(flat), flat.unflatten(0, (-1, 2)), []
         for time in times:
-            guess = self.network.guess(pictures, time) if is_large else None
-            estimates = self.network.estimate(features, time, guess=guess)
+            start = self.network.start_at_half_size(pictures, time) if is_large else None
+            estimates = self.network.estimate(features, time, start=start)
             results.append(self.network.refined(pictures, time, estimates).cropped(height, width))
         return results
 

@@ -16,22 +16,24 @@ ITERATIONS = 4  # on each level
 DAMPING = 1e-4  # of the squared gradients: a patch without texture keeps the flow of the coarser level
 
 
-def optical_flow(before: Tensor, after: Tensor) -> Tensor:
+def optical_flow(
+    before: Tensor, after: Tensor, *, coarsest: int = COARSEST, iterations: int = ITERATIONS, damping: float = DAMPING
+) -> Tensor:
     """The flow (b, 2, h, w), x and y in pixels: what `before` shows at p, `after` shows at p + flow(p)."""
     pyramid = [(before.float(), after.float())]
-    while min(pyramid[-1][0].shape[-2:]) >= 2 * COARSEST:
+    while min(pyramid[-1][0].shape[-2:]) >= 2 * coarsest:
         first, second = pyramid[-1]
         pyramid.append((F.avg_pool2d(first, 2), F.avg_pool2d(second, 2)))
     flow = torch.zeros_like(pyramid[-1][0][:, :2])
     for first, second in reversed(pyramid):
         scale = first.shape[-1] / flow.shape[-1]
         flow = scale * F.interpolate(flow, first.shape[-2:], mode="bilinear", align_corners=False)
-        for _ in range(ITERATIONS):
-            flow = _blurred(flow + _update(first, second, flow), 1.0)
+        for _ in range(iterations):
+            flow = _blurred(flow + _update(first, second, flow, damping), 1.0)
     return flow
 
 
-def _update(before: Tensor, after: Tensor, flow: Tensor) -> Tensor:
+def _update(before: Tensor, after: Tensor, flow: Tensor, damping: float) -> Tensor:
     """The change of the flow that explains the difference of `before` and the warped `after`."""
     warped = warp(after, flow)
     padded = F.pad((warped + before) / 2, (1, 1, 1, 1), mode="replicate")
@@ -40,7 +42,7 @@ def _update(before: Tensor, after: Tensor, flow: Tensor) -> Tensor:
     error = before - warped
     products = torch.stack([dx * dx, dx * dy, dy * dy, dx * error, dy * error], dim=1).sum(2)
     xx, xy, yy, xe, ye = _blurred(products, WINDOW).unbind(1)
-    xx, yy = xx + DAMPING, yy + DAMPING
+    xx, yy = xx + damping, yy + damping
     determinant = xx * yy - xy**2
     update = torch.stack([yy * xe - xy * ye, xx * ye - xy * xe], dim=1) / determinant[:, None]
     return update.clamp(-1, 1)  # a step that is larger belongs to a coarser level

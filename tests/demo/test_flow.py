@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from demo_networks import VARIANTS
 
-from microcinema_core.demo.flow import CHANNELS, COARSEST, FlowNetwork, correlate
+from microcinema_core.demo.flow import CHANNELS, COARSEST, FlowNetwork, _velocity_between, correlate
 from microcinema_core.demo.flow_warp import FlowWarp
 from microcinema_core.metrics.flow import warp
 
@@ -17,9 +17,12 @@ def network():
 
 
 def texture(height, width, seed=0):
-    """A picture (3, height, width) with details of a few pixels, as in photographs."""
-    noise = torch.randn(1, 3, height // 4, width // 4, generator=torch.Generator().manual_seed(seed))
-    return (0.5 + 0.2 * F.interpolate(noise, (height, width), mode="bicubic")[0]).clamp(0, 1)
+    """A picture (3, height, width) with details of 4 to 64 pixels, the larger the stronger, as in photographs."""
+    generator, picture = torch.Generator().manual_seed(seed), torch.full((3, height, width), 0.5)
+    for cell, strength in ((4, 0.06), (16, 0.1), (64, 0.2)):
+        noise = torch.randn(1, 3, height // cell + 1, width // cell + 1, generator=generator)
+        picture += strength * F.interpolate(noise, (height, width), mode="bicubic")[0]
+    return picture.clamp(0, 1)
 
 
 def moved_pair(velocity, side=128):
@@ -60,22 +63,30 @@ def test_warping_by_whole_pixels_moves_pixels():
 
 
 @pytest.mark.parametrize("velocity", [(0, 0), (16, 0), (-24, 8), (0, -40), (40, 16)])
-def test_the_start_finds_motion_before_any_training(network, velocity):
+def test_patches_show_motion_before_any_training(network, velocity):
     pictures, _ = moved_pair(velocity)
-    *_, patches = network.encode(pictures[0])
-    found = network._start(patches[:1], patches[1:], 0.5).velocity[..., 2:-2, 2:-2]
+    patches = network.encode(pictures[0])[-2].unsqueeze(1)
+    found = network._compare(patches, torch.zeros(1, 2, 8, 8), 0.5).velocity[..., 2:-2, 2:-2]
     error = (found - torch.tensor(velocity).view(2, 1, 1)).norm(dim=1)
     assert error.median() < 4  # pixels, half a cell of this comparison
 
 
-def test_a_guess_at_half_the_size_extends_the_range(network):
-    pictures, _ = moved_pair((80, 0), side=256)  # more than the 48 pixels of the start
-    guess = network.guess(pictures, 0.5)
-    assert guess.shape == (1, 2, 16, 16)
-    exact = torch.tensor([80.0, 0]).view(1, 2, 1, 1).expand_as(guess)
-    estimates = network.estimate(network.encode(pictures[0]), 0.5, guess=exact)
-    found = estimates[0].velocity[..., 5:-5, 5:-5]
-    assert (found - exact[..., 5:-5, 5:-5]).norm(dim=1).median() < 4
+@pytest.mark.parametrize("velocity", [(0, 0), (16, 0), (-24, 8)])
+def test_the_start_is_the_classical_flow_of_the_frame_between(network, velocity):
+    pictures, _ = moved_pair(velocity)
+    forward, backward = network.encode(pictures[0])[-1][:, None]
+    for time in (0.25, 0.5):
+        found = _velocity_between(forward, backward, time)[..., 8:-8, 8:-8]
+        assert (found - torch.tensor(velocity).view(2, 1, 1)).norm(dim=1).median() < 2
+
+
+def test_around_a_start_large_motion_is_found(network):
+    velocity = (80, 0)  # more than the 48 pixels of the comparison of patches
+    pictures, _ = moved_pair(velocity, side=256)
+    assert network.start_at_half_size(pictures, 0.5).shape == (1, 2, 64, 64)
+    exact = torch.tensor(velocity).float().view(1, 2, 1, 1).expand(1, 2, 64, 64)
+    found = network.estimate(network.encode(pictures[0]), 0.5, start=exact)[0].velocity
+    assert (found - exact[..., ::4, ::4])[..., 5:-5, 5:-5].norm(dim=1).median() < 4
 
 
 def test_each_level_doubles_the_resolution_of_the_velocity(network):
