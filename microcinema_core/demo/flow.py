@@ -108,7 +108,7 @@ class FlowNetwork(nn.Module):
         start: a velocity (b, 2, H/4, W/4) to start from, by default that of the classical flow.
         """
         *ends, patches, flows = [maps.unflatten(0, (-1, 2)).unbind(1) for maps in features]
-        start = _velocity_between(*flows, time) if start is None else start
+        start = _velocity_between(flows[0], flows[1], time) if start is None else start
         coarse = F.avg_pool2d(start, COARSEST // START_STRIDE)
         # The coarsest level estimates what the start lacks.
         ends[-1] = warp_pair(ends[-1], coarse / COARSEST, time)
