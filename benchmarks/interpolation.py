@@ -22,8 +22,8 @@ from torch import Tensor
 
 from microcinema_core.images import to_bytes
 from microcinema_core.metrics.clip_report import clip_report
-from microcinema_core.metrics.flow import warp
 from microcinema_core.metrics.quality import psnr, ssim
+from microcinema_core.optical_flow import warp
 from microcinema_core.pipeline import Pipeline
 from microcinema_core.video import open_video
 from microcinema_core.windows import Windows

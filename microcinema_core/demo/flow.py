@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..metrics.flow import optical_flow, warp
+from ..optical_flow import optical_flow, warp
 
 CHANNELS = (16, 32, 64, 96)  # of the pictures' features at 1/2, 1/4, 1/8 and 1/16 of the resolution
 WIDTHS = (48, 64, 96, 128)  # of the layers at these levels

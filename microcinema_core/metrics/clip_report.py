@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..images import fit
-from .flow import optical_flow, warp
+from ..optical_flow import optical_flow, warp
 from .quality import SSIM_WINDOW, psnr, ssim
 
 LONG_SIDE = 512  # pixels: larger frames are reduced for the flow, whose values are of the full size all the same

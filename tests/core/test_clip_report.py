@@ -8,8 +8,8 @@ from command import PHOTO
 
 from microcinema_core.images import fit, load_picture
 from microcinema_core.metrics.clip_report import clip_report
-from microcinema_core.metrics.flow import optical_flow, warp
 from microcinema_core.metrics.motion import move_camera
+from microcinema_core.optical_flow import optical_flow, warp
 
 
 @pytest.fixture(scope="module")

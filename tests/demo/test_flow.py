@@ -7,7 +7,7 @@ from demo_networks import VARIANTS
 
 from microcinema_core.demo.flow import CHANNELS, COARSEST, FlowNetwork, _velocity_between, correlate
 from microcinema_core.demo.flow_warp import FlowWarp
-from microcinema_core.metrics.flow import warp
+from microcinema_core.optical_flow import warp
 
 
 @pytest.fixture(scope="module")

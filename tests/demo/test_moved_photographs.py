@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from microcinema_core.demo.flow_data import MovedScenes, draw_shard
 from microcinema_core.demo.moved_photographs import Photographs, _is_held_out, draw_scene
 from microcinema_core.errors import MicroCinemaError
-from microcinema_core.metrics.flow import warp
+from microcinema_core.optical_flow import warp
 
 NAMES = [f"photo-{index}.jpg" for index in range(40)]
 USED = [name for name in NAMES if not _is_held_out(name)][:2]
