@@ -1,0 +1,112 @@
+"""The model at the start of a run, from the table [model]."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tokenizers import normalizers, pre_tokenizers
+
+from ..checkpoint import LoadedModel, load_autoencoder, load_model
+from ..config import ModelConfig, TextConfig
+from ..errors import MicroCinemaError
+from ..header import read_config, resolve
+from ..model import build
+from ..model.text import TextEncoder, word_tokenizer
+from ..validated import shown
+from .settings import VideoRunConfig
+
+SPECIAL_TOKENS = 4  # of word_tokenizer
+
+
+def check_model(config: VideoRunConfig) -> ModelConfig:
+    """The configuration of the model that a run trains, without its vocabulary, checked before anything is loaded.
+
+    Raises MicroCinemaError for a file that is missing or no model of this package, and for parts that do not fit.
+    """
+    table, trains_text = config.model, config.model.vocabulary > 0
+    if table.start:
+        model = read_config(_file("start", table.start))
+        if type(model) is not ModelConfig:
+            raise MicroCinemaError(f"model.start cannot be '{shown(table.start)}', a bundled model: leave it out")
+        if table.override:
+            raise MicroCinemaError("model.override cannot change a model that model.start gives: leave one of them out")
+    else:
+        model = table.configuration()
+    if table.autoencoder:
+        autoencoder = read_config(_file("autoencoder", table.autoencoder)).autoencoder
+        if autoencoder != model.autoencoder:
+            if table.start:
+                raise MicroCinemaError("model.autoencoder is not that of model.start: leave it out")
+            try:
+                network = replace(model.network, latent_channels=autoencoder.latent_channels)
+                model = replace(model, autoencoder=autoencoder, network=network)
+            except ValueError as error:
+                raise MicroCinemaError(f"model.autoencoder does not fit the model: {error}") from error
+    elif not table.start:
+        raise MicroCinemaError("model.autoencoder is missing: give a model file with one, such as 'demo-base'")
+    if model.text and not trains_text and model.text.tokenizer is None:
+        if not table.start:
+            raise MicroCinemaError(
+                "model.vocabulary is 0: give a number of words, or with model.start a model that has a text encoder"
+            )
+        if not os.path.isdir(table.tokenizer):
+            raise MicroCinemaError(
+                f"model.tokenizer cannot be '{shown(table.tokenizer)}': give the folder of CLIP's vocab.json and "
+                "merges.txt, such as comfy/sd1_tokenizer of any ComfyUI"
+            )
+    if trains_text and (table.start or not model.text):
+        raise MicroCinemaError("model.vocabulary cannot be given for a model with a text encoder or without text: give 0")
+    return model
+
+
+def initial_model(config: VideoRunConfig, model: ModelConfig, captions: Iterable[str]) -> LoadedModel:
+    """Load or draw the model of check_model, with a vocabulary of the captions where the settings ask for one.
+
+    Raises MicroCinemaError as load_model and load_autoencoder do, and where a part is missing.
+    """
+    table, loaded = config.model, None
+    if table.start:
+        loaded = load_model(_file("start", table.start), tokenizer=Path(table.tokenizer) if table.tokenizer else None)
+        if loaded.network is None:
+            raise MicroCinemaError(f"model.start '{table.start}' holds no network: give a file with one")
+    autoencoder = loaded.autoencoder if loaded else None
+    if table.autoencoder:
+        autoencoder = load_autoencoder(_file("autoencoder", table.autoencoder))
+    if autoencoder is None:
+        raise MicroCinemaError(f"'{table.start}' holds no autoencoder: name a file that has it in model.autoencoder")
+    if loaded:
+        if model.text and loaded.text is None:
+            raise MicroCinemaError(f"'{table.start}' holds no text encoder: make it with `microcinema init` from SD2.1")
+        network = loaded.network
+        assert network is not None
+        return LoadedModel(model, network.requires_grad_(True).train(), autoencoder, loaded.text)
+    torch.manual_seed(config.train.seed)
+    if model.text:
+        model = replace(model, text=with_vocabulary(model.text, captions, table.vocabulary))
+    text = TextEncoder(model.text) if model.text else None
+    return LoadedModel(model, build(model.network), autoencoder, text)
+
+
+def with_vocabulary(text: TextConfig, captions: Iterable[str], size: int) -> TextConfig:
+    """The text encoder's configuration with the `size` most frequent words of the captions as its vocabulary."""
+    normalize, words = normalizers.Lowercase(), Counter()
+    divide = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(behavior="removed")]
+    )
+    for caption in captions:
+        words.update(word for word, _ in divide.pre_tokenize_str(normalize.normalize_str(caption)))
+    ranked = sorted(words, key=lambda word: (-words[word], word))[:size]
+    return replace(text, vocabulary_size=len(ranked) + SPECIAL_TOKENS, tokenizer=word_tokenizer(ranked))
+
+
+def _file(setting: str, name: str) -> Path:
+    try:
+        return resolve(name)
+    except MicroCinemaError as error:
+        raise MicroCinemaError(f"model.{setting}: {error}") from error
+
