@@ -1,0 +1,64 @@
+"""Where a film is cut: changes of the picture far above those before and after them, which no movement explains.
+
+The measure is that of PySceneDetect's detectors, the mean absolute difference of neighbouring frames in lightness and
+colour, on small pictures. A change is a cut where it is large, several times the changes around it (as in the
+AdaptiveDetector), not a move of the whole picture, and not undone within a few frames, as the change of a flash is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from av.video.reformatter import Interpolation
+
+from ...streams import PYAV
+
+SIZE = (48, 32)  # width and height of the small pictures
+THRESHOLD = 20.0  # least change at a cut, of 255, summed over lightness and two colours
+RATIO = 3.0  # least ratio of a cut's change to the mean of those around it
+AROUND = 2  # changes before and after
+FLASH = 4  # frames within which the picture is as before
+SHIFT = 8  # pixels of a small picture that a fast pan moves it within a frame
+_ONE_THREAD: Any = {"threads": 1} if PYAV >= 17 else {}
+
+
+def thumbnail(frame: Any) -> np.ndarray:
+    """A frame as a small picture (3, h, w) in YUV, uint8."""
+    width, height = SIZE
+    small = frame.reformat(width, height, "yuv444p", interpolation=Interpolation.AREA, **_ONE_THREAD)
+    return small.to_ndarray()
+
+
+def find_cuts(thumbnails: np.ndarray) -> list[int]:
+    """The numbers of the frames that begin a new shot, of small pictures (t, 3, h, w)."""
+    pictures = thumbnails.astype(np.int16)
+    changes = np.array([_change(*pair) for pair in zip(pictures[:-1], pictures[1:], strict=True)])
+    return [index + 1 for index in np.flatnonzero(changes > THRESHOLD) if _is_cut(pictures, changes, int(index))]
+
+
+def _is_cut(pictures: np.ndarray, changes: np.ndarray, index: int) -> bool:
+    """Whether the change from frame `index` to the next is a cut."""
+    around = np.concatenate([changes[max(0, index - AROUND) : index], changes[index + 1 : index + 1 + AROUND]])
+    if len(around) and changes[index] < RATIO * around.mean():
+        return False
+    before, following = pictures[index], pictures[index + 2 : index + 2 + FLASH]
+    if any(_change(before, picture) < changes[index] / 2 for picture in following):
+        return False
+    return _change_without_shift(before, pictures[index + 1]) > THRESHOLD
+
+
+def _change(before: np.ndarray, after: np.ndarray) -> float:
+    return float(np.abs(before - after).mean((-2, -1)).sum())
+
+
+def _change_without_shift(before: np.ndarray, after: np.ndarray) -> float:
+    """The least change between the parts that two small pictures share, over moves of one of them."""
+    _, height, width = before.shape
+    least = np.inf
+    for down in range(-SHIFT, SHIFT + 1, 2):
+        for right in range(-SHIFT, SHIFT + 1):
+            a = before[:, max(0, down) : height + min(0, down), max(0, right) : width + min(0, right)]
+            b = after[:, max(0, -down) : height + min(0, -down), max(0, -right) : width + min(0, -right)]
+            least = min(least, _change(a, b))
+    return least
