@@ -1,4 +1,4 @@
-"""The command `microcinema`: animate, interpolate, info, init, train, evaluate.
+"""The command `microcinema`: animate, interpolate, info, init, train, cache, evaluate.
 
 Bad input ends with exit code 2 and one sentence on stderr, Ctrl-C with 130. Modules that import torch are imported by
 the commands that need them, so that the help and errors in options appear at once.
@@ -13,14 +13,15 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from . import __version__
-from .config import BASE, INTERPOLATION, ModelConfig, configurations, demo_module
+from .config import BASE, INTERPOLATION, configurations, demo_module
 from .errors import MicroCinemaError
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
@@ -87,14 +88,14 @@ def animate(arguments: argparse.Namespace) -> None:
         "height": height,
     }
     strength = _or(arguments.lambda_, config.lambda_)
-    with _progress("animate") as progress:
+    with progress_bar("animate") as progress:
         progress(0, settings["steps"])
         frames = base.animate(picture, arguments.prompt, lambda_=strength, progress=progress, **settings)
     notes = {"prompt": arguments.prompt, "model": config.name, **settings, "lambda": strength, "fps": fps}
     notes |= {"interpolate": passes, "version": __version__}
     options = {"fps": fps * INSERTED**passes, "metadata": {"comment": notes}}
     if between:
-        with _progress("interpolate") as progress:
+        with progress_bar("interpolate") as progress:
             longer = between.interpolated(frames, len(frames), passes=passes, seed=arguments.seed, progress=progress)
             frames = list(longer) if arguments.sheet else longer  # only a sheet needs all frames in memory
             count = video.write_video(arguments.output, frames, **options)
@@ -130,7 +131,7 @@ def interpolate(arguments: argparse.Namespace) -> None:
     steps = _or(arguments.steps, between.config.steps)
     notes = {"model": between.config.name, "passes": arguments.passes, "seed": arguments.seed}
     notes |= {"steps": steps, "fps": fps, "version": __version__}
-    with _progress("interpolate") as progress:
+    with progress_bar("interpolate") as progress:
         frames = between.interpolated(
             opened.frames, opened.count, passes=arguments.passes, steps=steps, seed=arguments.seed, progress=progress
         )
@@ -166,7 +167,7 @@ def init(arguments: argparse.Namespace) -> None:
     from .convert.initialise import initialise
 
     files.check_output(arguments.output, (".safetensors",))
-    with _progress("init", "tensor") as progress:
+    with progress_bar("init", "tensor") as progress:
         report = initialise(
             arguments.source,
             arguments.output,
@@ -182,17 +183,25 @@ def init(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """`microcinema train`: train the model that a TOML file names."""
+    """`microcinema train`: train the model that a TOML file describes."""
     from .training.config import read_values
 
     overrides = dict(arguments.set)
-    model = configurations().get(str(read_values(arguments.config, overrides).get("model")))
-    if type(model) is ModelConfig:
-        raise MicroCinemaError(
-            f"'{model.name}' learns from clips of real video, for which there is no trainer yet: set model to "
-            "demo-base or demo-interpolation"
-        )
-    demo_module("recipes").main(arguments.config, arguments.out, overrides)
+    values = read_values(arguments.config, overrides)
+    if "demo" in values or "task" in values:  # the latter in files of release 0.1
+        demo_module("recipes").main(arguments.config, arguments.out, overrides)
+        return
+    from .training import recipe
+
+    recipe.main(arguments.config, arguments.out, overrides)
+
+
+def cache(arguments: argparse.Namespace) -> None:
+    """`microcinema cache`: encode the clips of a training once, so that it needs no decoding and no encoding."""
+    from .training import recipe
+
+    folder = recipe.cache(arguments.config, arguments.out, dict(arguments.set))
+    print(f"train with --set data.cache={folder}")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -269,27 +278,6 @@ def _check_words(prompt: str, pipeline: Pipeline) -> None:
     if all(pipeline.unknown_words(word) for word in prompt.split()):
         raise MicroCinemaError(message)
     print("microcinema: warning:", message, file=sys.stderr)
-
-
-@contextmanager
-def _progress(label: str, unit: str = "step") -> Iterator[Callable[[int, int], None]]:
-    """Yield a function of (done, total) that shows a progress bar, from its first call on: an error before it is the
-    only line of output."""
-    bar = None
-
-    def update(done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None:
-            from tqdm import tqdm
-
-            bar = tqdm(desc=label, total=total, file=sys.stderr, unit=unit)
-        bar.update(done - bar.n)
-
-    try:
-        yield update
-    finally:
-        if bar is not None:
-            bar.close()
 
 
 def _report(path: Path, count: int, size: tuple[int, int], fps: float, started: float) -> None:
@@ -419,12 +407,15 @@ def _parser() -> argparse.ArgumentParser:
     four.add_argument("--kind", choices=(BASE.name, INTERPOLATION.name), default=BASE.name, help="(%(default)s)")
     four.add_argument("-o", "--output", type=Path, required=True, help="safetensors file to write")
 
-    five = command(train, "train a model")
-    five.add_argument("config", type=Path, metavar="CONFIG.toml")
-    five.add_argument(
-        "--set", type=_setting, action="append", default=[], metavar="KEY=VALUE", help="instead of the file's"
-    )
-    five.add_argument("--out", type=Path, metavar="DIR", help="folder for checkpoints, log and sheets")
+    def configured(added: argparse.ArgumentParser, out: str, required: bool) -> None:
+        added.add_argument("config", type=Path, metavar="CONFIG.toml")
+        added.add_argument(
+            "--set", type=_setting, action="append", default=[], metavar="KEY=VALUE", help="instead of the file's"
+        )
+        added.add_argument("--out", type=Path, required=required, metavar="DIR", help=out)
+
+    configured(command(train, "train a model"), "folder for checkpoints, log, samples and the model", False)
+    configured(command(cache, "encode the clips of a training beforehand"), "folder for caches", True)
 
     six = command(evaluate, "measure a model on scenes and photographs it has never seen")
     six.add_argument("model", nargs="?", default=MODEL, metavar="MODEL", help="bundled model or file (%(default)s)")

@@ -1,7 +1,7 @@
 """The settings of a training run: a TOML file with a table for each part of it, read and checked before anything else.
 
-Every run has the table [train]; a recipe adds tables of its own. A setting without its table, as in `--set steps=100` and
-in the files of release 0.1, belongs to the table that has it.
+Every run has the table [train]; a recipe adds tables of its own. A setting without its table, as in `--set steps=100`
+and in the files of release 0.1, belongs to the table that has it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Ema:
@@ -27,11 +27,12 @@ class Ema:
     def update(self, step: int) -> None:
         """Add the weights after `step` steps, the first of which is 1."""
         decay = self.decay if self.exponent is None else (1 - 1 / step) ** (self.exponent + 1)
-        weights = [p.detach().float() for p in self.parameters.values()]
+        weights = [_local(p.detach()).float() for p in self.parameters.values()]
+        averages = [_local(average) for average in self.averages.values()]
         if step == 1:
-            torch._foreach_copy_(list(self.averages.values()), weights)
+            torch._foreach_copy_(averages, weights)
         else:
-            torch._foreach_lerp_(list(self.averages.values()), weights, 1 - decay)
+            torch._foreach_lerp_(averages, weights, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -51,6 +52,11 @@ class Ema:
             self.averages[name].copy_(weights)
 
 
+def _local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that FSDP2 has divided; else the tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def power_exponent(std: float) -> float:
     """γ of the power-function average with the relative width `std` (arXiv 2312.02696, eq. 127): the positive root of
     (γ+1)/((γ+2)²·(γ+3)) = std².
@@ -67,5 +73,3 @@ def power_exponent(std: float) -> float:
         else:
             high = middle
     return (low + high) / 2
-
-

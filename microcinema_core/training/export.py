@@ -56,11 +56,13 @@ def card(path: Path, model: LoadedModel, notes: dict[str, Any]) -> str:
     settings = json.dumps(notes["settings"], indent=2, ensure_ascii=False)
     return f"""# {config.name}
 
-A MicroCinema model of {frames} frames of {size} at {config.fps:g} fps, {config.parameterization}-prediction, trained for
-{notes["step"]:,} steps by ComfyUI-MicroCinema {notes["version"]}. The weights are moving averages. The data are those with the
-hash `{notes["data"]}`; whether the model may be passed on depends on their licence, and on that of the model it started from.
+A MicroCinema model of {frames} frames of {size} at {config.fps:g} fps, {config.parameterization}-prediction, trained
+for {notes["step"]:,} steps by ComfyUI-MicroCinema {notes["version"]}. The weights are moving averages. The data are
+those with the hash `{notes["data"]}`; whether the model may be passed on depends on their licence, and on that of the
+model it started from.
 
-In ComfyUI: put `{path.name}` into `models/microcinema/` and choose it in *MicroCinema Loader*. On the command line:
+In ComfyUI: put `{path.name}` into `models/microcinema/` and choose it in *MicroCinema Loader*. On the command
+line:
 
     {use}
 

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a line on the console, JSON lines in a file, and TensorBoard where it is installed."""
+"""What a run tells while it goes: a line on the console, JSON lines in a file, TensorBoard where it is installed."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """`microcinema train` for the paper's models: from videos, or latents that were cached, to a model file.
 
-The folder of a run holds `checkpoints/` (states.py), `log.jsonl` and `tensorboard/` (monitor.py), samples, and the model
-with the averaged weights, `<name>.safetensors`, which is written anew with every samples and can be used at any time.
+The folder of a run holds `checkpoints/` (states.py), `log.jsonl` and `tensorboard/` (monitor.py), samples, and the
+model with the averaged weights, `<name>.safetensors`, which is written anew with the samples and usable at any time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from ..config import ModelConfig
 from ..errors import MicroCinemaError
 from ..files import make_folder
 from ..model.layers import channels_last
+from ..progress import progress_bar
 from .data.buckets import bucket_sizes
-from .data.cache import CachedClips, states_of
+from .data.cache import CachedClips, make_cache, skipped_in, states_of
 from .data.order import Order
 from .data.samples import Clips, Loader, Samples, TextSource, split
 from .data.sources import VideoClips
 from .data.videos import VideoSet
-from .distributed import Processes, processes
+from .distributed import Processes, processes, training_device
 from .objective import VideoModel, VideoObjective
 from .parameters import select
 from .settings import DataTable, VideoRunConfig
@@ -35,7 +36,6 @@ from .trainer import Trainer
 from .validation import Validation
 
 RUNS = Path("runs")
-Progress = Callable[[int, int], None]
 
 
 def main(config_path: Path, out: Path | None = None, overrides: dict[str, str] | None = None) -> Path:
@@ -72,12 +72,43 @@ def run(config: VideoRunConfig, model: ModelConfig, folder: Path, world: Process
     loader = Loader(samples, world.rank, trainer.share, c.workers)
     validation = Validation(prepared, clips, held_out if table.held_out else rows, trainer, folder)
     if trainer.step < c.steps:
-        trainer.rehearse(loader.largest())
+        trainer.rehearse(samples.largest(trainer.micro_batch))
     try:
         trainer.run(loader, validation.show)
     finally:
         _report_skipped(trainer, clips, loader)
     return validation.path
+
+
+def cache(config_path: Path, out: Path, overrides: dict[str, str] | None = None) -> Path:
+    """Encode the clips of a run beforehand, into a folder below `out`, which is returned (data/cache.py).
+
+    Several processes may be started at once, by torchrun or by hand. Raises MicroCinemaError as main does.
+    """
+    config = VideoRunConfig.read(config_path, overrides)
+    model = check_model(config)
+    if config.data.cache:
+        raise MicroCinemaError("data.cache is what this command makes: name the videos in data.folder or data.shards")
+    make_folder(out)
+    torch.set_num_threads(config.train.threads)
+    rank, device = int(os.environ.get("RANK", 0)), training_device(config.train.device)
+    alone = Processes(rank, 1, device)
+    clips = open_clips(config, model, out, alone)
+    loaded = initial_model(config, model, [""])
+    text = loaded.text if loaded.text and not config.model.vocabulary else None
+    for part in (loaded.autoencoder, text):
+        if part is not None:
+            part.to(device).eval()
+    dtype = getattr(torch, config.data.cache_dtype)
+    with progress_bar("cache", "shard", shown=alone.first) as progress:
+        folder = make_cache(
+            clips, loaded.autoencoder, text, cache_settings(config, model), out, variants=config.data.variants or 1,
+            dtype=dtype, report=lambda line: print(line, flush=True) if alone.first else None, progress=progress,
+        )  # fmt: skip
+    skipped = skipped_in(folder)
+    if alone.first and skipped:
+        print(f"skipped {len(skipped)} videos:", *(f"{name}: {reason}" for name, reason in skipped.items()), sep="\n  ")
+    return folder
 
 
 @dataclass
@@ -112,9 +143,7 @@ def prepare(config: VideoRunConfig, loaded: LoadedModel, world: Processes) -> Pr
     if c.compile:
         loaded.network.compile()
     loaded.autoencoder.to(world.device)
-    return Prepared(
-        loaded.config, loaded, VideoObjective(loaded.config, model, loaded.autoencoder, c.spatial_factor)
-    )
+    return Prepared(loaded.config, loaded, VideoObjective(loaded.config, model, loaded.autoencoder, c.spatial_factor))
 
 
 def open_clips(config: VideoRunConfig, model: ModelConfig, folder: Path, world: Processes) -> Clips:
@@ -138,7 +167,7 @@ def open_clips(config: VideoRunConfig, model: ModelConfig, folder: Path, world: 
 def open_videos(table: DataTable, folder: Path, world: Processes) -> VideoSet:
     """Find and probe the videos of the table [data]. What is skipped is counted on the console."""
     options: dict[str, Any] = {"cache": Path(table.probes) if table.probes else folder}
-    with _progress(world) as progress:
+    with progress_bar("videos", "video", shown=world.first) as progress:
         if table.shards:
             videos = VideoSet.from_shards(table.shards, progress=progress, **options)
         else:
@@ -175,12 +204,6 @@ def _order(clips: Clips, rows: np.ndarray, config: VideoRunConfig) -> Order:
     if not len(rows):
         raise MicroCinemaError(f"data.held_out cannot be {config.data.held_out}: leave videos to learn from")
     return Order(clips.buckets[rows], config.train.batch_size, config.train.seed)
-
-
-def _progress(world: Processes):
-    from ..progress import progress_bar
-
-    return progress_bar("videos", "video", shown=world.first)
 
 
 def _report_skipped(trainer: Trainer, clips: Clips, loader: Loader) -> None:

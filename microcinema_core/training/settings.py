@@ -67,6 +67,7 @@ class DataTable:
     # From how many places of a video clips are cut, one after another in the epochs; 0: from a new one in each epoch.
     variants: Annotated[int, Range(0, 1000, "clips of a video", 1)] = 0
     text_drop: Share = 0.1  # share of the clips that are learned from without their text
+    cache_dtype: Literal["float16", "float32"] = "float16"  # of the moments that `microcinema cache` stores
     held_out: Annotated[int, Range(0, 10_000, "videos", 8)] = 0  # not learned from, for samples and validation losses
 
     def __post_init__(self):

@@ -18,7 +18,7 @@ from ..header import read_config, resolve
 from ..model import build
 from ..model.text import TextEncoder, word_tokenizer
 from ..validated import shown
-from .settings import VideoRunConfig
+from .settings import ModelTable, VideoRunConfig
 
 SPECIAL_TOKENS = 4  # of word_tokenizer
 
@@ -28,40 +28,54 @@ def check_model(config: VideoRunConfig) -> ModelConfig:
 
     Raises MicroCinemaError for a file that is missing or no model of this package, and for parts that do not fit.
     """
-    table, trains_text = config.model, config.model.vocabulary > 0
+    table = config.model
     if table.start:
         model = read_config(_file("start", table.start))
         if type(model) is not ModelConfig:
             raise MicroCinemaError(f"model.start cannot be '{shown(table.start)}', a bundled model: leave it out")
         if table.override:
-            raise MicroCinemaError("model.override cannot change a model that model.start gives: leave one of them out")
+            raise MicroCinemaError("model.override cannot change the model of model.start: leave one of them out")
     else:
         model = table.configuration()
     if table.autoencoder:
-        autoencoder = read_config(_file("autoencoder", table.autoencoder)).autoencoder
-        if autoencoder != model.autoencoder:
-            if table.start:
-                raise MicroCinemaError("model.autoencoder is not that of model.start: leave it out")
-            try:
-                network = replace(model.network, latent_channels=autoencoder.latent_channels)
-                model = replace(model, autoencoder=autoencoder, network=network)
-            except ValueError as error:
-                raise MicroCinemaError(f"model.autoencoder does not fit the model: {error}") from error
+        model = _with_autoencoder(model, table)
     elif not table.start:
         raise MicroCinemaError("model.autoencoder is missing: give a model file with one, such as 'demo-base'")
-    if model.text and not trains_text and model.text.tokenizer is None:
-        if not table.start:
-            raise MicroCinemaError(
-                "model.vocabulary is 0: give a number of words, or with model.start a model that has a text encoder"
-            )
-        if not os.path.isdir(table.tokenizer):
-            raise MicroCinemaError(
-                f"model.tokenizer cannot be '{shown(table.tokenizer)}': give the folder of CLIP's vocab.json and "
-                "merges.txt, such as comfy/sd1_tokenizer of any ComfyUI"
-            )
-    if trains_text and (table.start or not model.text):
-        raise MicroCinemaError("model.vocabulary cannot be given for a model with a text encoder or without text: give 0")
+    if model.text:
+        _check_text(model.text, table)
+    elif table.vocabulary:
+        raise MicroCinemaError(f"model.vocabulary cannot be {table.vocabulary} for a model without text: give 0")
     return model
+
+
+def _with_autoencoder(model: ModelConfig, table: ModelTable) -> ModelConfig:
+    """The model with the autoencoder of another file."""
+    autoencoder = read_config(_file("autoencoder", table.autoencoder)).autoencoder
+    if autoencoder == model.autoencoder:
+        return model
+    if table.start:
+        raise MicroCinemaError("model.autoencoder is not that of model.start: leave it out")
+    try:
+        return replace(
+            model, autoencoder=autoencoder, network=replace(model.network, latent_channels=autoencoder.latent_channels)
+        )
+    except ValueError as error:
+        raise MicroCinemaError(f"model.autoencoder does not fit the model: {error}") from error
+
+
+def _check_text(text: TextConfig, table: ModelTable) -> None:
+    """Raise MicroCinemaError unless the text encoder's vocabulary is known."""
+    if table.vocabulary and table.start:
+        raise MicroCinemaError("model.vocabulary cannot be given with model.start, which has a text encoder: give 0")
+    if table.vocabulary or text.tokenizer is not None:
+        return
+    if not table.start:
+        raise MicroCinemaError("model.vocabulary is 0: give a number of words, or a model with text in model.start")
+    if not os.path.isdir(table.tokenizer):
+        raise MicroCinemaError(
+            f"model.tokenizer cannot be '{shown(table.tokenizer)}': give the folder of CLIP's vocab.json and "
+            "merges.txt, such as comfy/sd1_tokenizer of any ComfyUI"
+        )
 
 
 def initial_model(config: VideoRunConfig, model: ModelConfig, captions: Iterable[str]) -> LoadedModel:
@@ -95,9 +109,7 @@ def initial_model(config: VideoRunConfig, model: ModelConfig, captions: Iterable
 def with_vocabulary(text: TextConfig, captions: Iterable[str], size: int) -> TextConfig:
     """The text encoder's configuration with the `size` most frequent words of the captions as its vocabulary."""
     normalize, words = normalizers.Lowercase(), Counter()
-    divide = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(behavior="removed")]
-    )
+    divide = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(behavior="removed")])
     for caption in captions:
         words.update(word for word, _ in divide.pre_tokenize_str(normalize.normalize_str(caption)))
     ranked = sorted(words, key=lambda word: (-words[word], word))[:size]
@@ -109,4 +121,3 @@ def _file(setting: str, name: str) -> Path:
         return resolve(name)
     except MicroCinemaError as error:
         raise MicroCinemaError(f"model.{setting}: {error}") from error
-

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
@@ -103,16 +103,14 @@ def save_state(
             shutil.rmtree(part, ignore_errors=True)
 
 
-def load_state(
-    folder: Path, step: int, module: nn.Module, averages: list[Ema], optimizer: torch.optim.Optimizer
-) -> None:
-    """Read the state after `step` steps into the module, its averages and its optimiser, in place.
+def load_state(folder: Path, step: int, averages: list[Ema], optimizer: torch.optim.Optimizer) -> None:
+    """Read the state after `step` steps into the parameters, their averages and the optimiser, in place.
 
     The optimiser must hold moments for all parameters; those that the state lacks are removed. Raises MicroCinemaError
     where the state is damaged or of another model.
     """
     path = path_of(folder, step)
-    tensors = dict(state_tensors(module, averages, optimizer))
+    tensors = dict(state_tensors(averages, optimizer))
     try:
         stored = FileSystemReader(path).read_metadata().state_dict_metadata
         missing = sorted(name for name in tensors if name not in stored)
@@ -125,19 +123,16 @@ def load_state(
             dcp.load({name: tensor for name, tensor in tensors.items() if name in stored}, checkpoint_id=path)
     except (Exception, CheckpointException) as error:  # a damaged file raises errors of any type
         raise _does_not_fit(path, _failure(error)) from error
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    names = {id(parameter): name for name, parameter in averages[0].parameters.items()}
     for parameter in list(optimizer.state):
         if f"optimizer.exp_avg.{names[id(parameter)]}" in missing:
             del optimizer.state[parameter]
 
 
-def state_tensors(
-    module: nn.Module, averages: list[Ema], optimizer: torch.optim.Optimizer
-) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a run's state by name. Parameters that are not trained do not change, and are left out."""
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            yield f"model.{name}", parameter.detach()
+def state_tensors(averages: list[Ema], optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a run's state by name. What is not trained from the first step on is left out."""
+    for name, parameter in averages[0].parameters.items():
+        yield f"model.{name}", parameter.detach()
         for key, tensor in optimizer.state.get(parameter, {}).items():
             yield f"optimizer.{key}.{name}", tensor
     for index, ema in enumerate(averages):
@@ -186,7 +181,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _does_not_fit(path: Path, error: Exception) -> MicroCinemaError:
     problem = str(error).splitlines()[-1].strip() if str(error) else type(error).__name__
-    return MicroCinemaError(f"'{path}' does not fit this run ({problem}); delete the folder or choose another with --out")
+    cure = "delete it, or choose another folder with --out"
+    return MicroCinemaError(f"'{path}' does not fit this run ({problem}): {cure}")
 
 
 def _failure(error: BaseException) -> Exception:

@@ -58,7 +58,7 @@ class Trainer(Generic[Trained]):
         self.objective, self.config, self.folder, self.world = objective.to(world.device), config, folder, world
         self.identity = config.identity() | {"data": data}
         c = config.train
-        self.micro_batches, self.micro_batch = c.share(world.count)
+        self.share = self.micro_batches, self.micro_batch = c.share(world.count)
         make_folder(folder)
         self.step = check_state(folder, c.steps, self.identity)
         self.wrapped = distributed(objective, c, world, objective.skips_parameters)
@@ -68,7 +68,7 @@ class Trainer(Generic[Trained]):
         self.monitor = Monitor(folder, c.steps, self.step, world)
         if self.step:
             allocate_moments(self.optimizer)
-            load_state(folder, self.step, objective, self.averages, self.optimizer)
+            load_state(folder, self.step, self.averages, self.optimizer)
             self.monitor.note(f"resumed at step {self.step}")
 
     def learning_rate(self, step: int) -> float:
@@ -166,7 +166,7 @@ class Trainer(Generic[Trained]):
 
     def save(self) -> None:
         """Write the state of the run: weights, averages, moments, step and settings."""
-        tensors = dict(state_tensors(self.objective, self.averages, self.optimizer))
+        tensors = dict(state_tensors(self.averages, self.optimizer))
         save_state(self.folder, self.step, self.identity, tensors, self.world, self.config.train.keep)
 
 

@@ -16,7 +16,7 @@ from .data.clips import Unusable
 from .data.order import generator
 from .data.samples import Clips
 from .export import export, version
-from .objective import Batch, by_band, moments
+from .objective import by_band, moments
 from .trainer import Trainer
 
 if TYPE_CHECKING:
@@ -78,9 +78,7 @@ class Validation:
             noise = torch.randn(latents.shape, generator=generator(0, NOISE, number)).to(latents)
             for timestep in timesteps:
                 losses.append(
-                    objective.diffusion.losses(
-                        objective.model, latents, timestep[None].to(latents.device), noise, text
-                    )
+                    objective.diffusion.losses(objective.model, latents, timestep[None].to(latents.device), noise, text)
                 )
         if not losses:
             return {}
@@ -99,7 +97,11 @@ class Validation:
         cfg = config.cfg if loaded.text else 1.0
         context = loaded.text.encode([""] * (cfg != 1) + [caption]) if loaded.text else None
         sampled = pipeline.sample(
-            self.prepared.objective.diffusion.condition(latents), context, frames=latents.shape[1], cfg=cfg, seeds=[seed]
+            self.prepared.objective.diffusion.condition(latents),
+            context,
+            frames=latents.shape[1],
+            cfg=cfg,
+            seeds=[seed],
         )
         return pipeline.decode(latents[0]), pipeline.decode(sampled[0])
 
@@ -109,4 +111,3 @@ class Validation:
             "step": trainer.step, "version": version(), "data": trainer.identity["data"], "figures": figures,
             "settings": trainer.config.identity(),
         }  # fmt: skip
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -99,7 +100,11 @@ def train_layer(folder: Path, config: RunConfig = CONFIG, at: Callable[[int], ob
 
 def torchrun(number: int, *arguments: object, module: str = "microcinema_core", **environment: str):
     """The process of torchrun for so many processes of a module with these arguments."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(number), "--master-port", "0"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(number)]
+    command += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
     command += ["-m", module, *map(str, arguments)]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'tests/helpers'}:{ROOT}", **environment}
     return subprocess.Popen(
@@ -117,3 +122,7 @@ def full_disk(room: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+if __name__ == "__main__":  # for torchrun: a folder, and settings of [train] in JSON
+    train_layer(Path(sys.argv[1]), changed(**json.loads(sys.argv[2])))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -94,7 +94,8 @@ class Samples(Dataset):
         """variants and text_drop: as in the table [data]; factor: pixels per latent cell along one side; channels: of
         the latents."""
         self.clips, self.rows, self.order, self.text = clips, rows, order, text
-        self.seed, self.variants, self.text_drop, self.factor, self.channels = seed, variants, text_drop, factor, channels
+        self.seed, self.variants, self.text_drop = seed, variants, text_drop
+        self.factor, self.channels = factor, channels
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """Raises MicroCinemaError where a clip and all its substitutes are unusable."""
@@ -110,6 +111,20 @@ class Samples(Dataset):
         posterior, noise = (torch.randn(shape, generator=random) for _ in range(2))
         text = self.text.text(clip, dropped)
         return Sample(Batch(noise, timestep, posterior, text, clip.pixels, clip.mean, clip.log_variance), skipped)
+
+    def largest(self, count: int) -> Batch:
+        """A micro-batch of `count` empty clips of the largest size, as it would be read: for Trainer.rehearse."""
+        clip, _ = self._read(0, 0)
+        width, height = max(self.clips.sizes, key=lambda size: size[0] * size[1])
+        first = clip.mean if clip.pixels is None else clip.pixels
+        assert first is not None
+        latents = torch.zeros(count, len(first), self.channels, height // self.factor, width // self.factor)
+        text = self.text.text(clip, dropped=True)
+        text = None if text is None else text.expand(count, *text.shape)
+        batch = Batch(latents, torch.full((count,), 500), latents, text)
+        if clip.pixels is None:
+            return replace(batch, mean=latents, log_variance=latents)
+        return replace(batch, pixels=torch.zeros(count, len(first), 3, height, width, dtype=torch.uint8))
 
     def _read(self, step: int, place: int) -> tuple[Clip, list[tuple[str, str]]]:
         epoch, skipped = self.order.epoch(step), []

@@ -1,0 +1,29 @@
+"""Progress bars on the console."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress_bar(label: str, unit: str = "step", *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of (done, total) that shows a progress bar, from its first call on: an error before it is the
+    only line of output."""
+    bar = None
+
+    def update(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None and shown:
+            from tqdm import tqdm
+
+            bar = tqdm(desc=label, total=total, file=sys.stderr, unit=unit)
+        if bar is not None:
+            bar.update(done - bar.n)
+
+    try:
+        yield update
+    finally:
+        if bar is not None:
+            bar.close()
