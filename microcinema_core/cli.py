@@ -470,7 +470,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fvd_options(added: argparse.ArgumentParser) -> None:
-    added.epilog = "Several processes share a folder: torchrun --nproc-per-node 8 -m microcinema_core fvd …; docs/fvd.md"
+    added.epilog = "Many GPUs: torchrun --nproc-per-node 8 -m microcinema_core fvd … What the figure means: docs/fvd.md"
     added.add_argument("model", metavar="MODEL", help="bundled model or file")
     added.add_argument("--set", choices=("ucf101", "msrvtt"), required=True)
     folder = {"type": Path, "required": True, "metavar": "FOLDER"}

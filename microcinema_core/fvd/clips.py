@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,10 +12,8 @@ from torch import Tensor
 from .. import files, images, video
 from ..config import ModelConfig
 from ..errors import MicroCinemaError
+from ..pipeline import Pipeline, check_size
 from .sets import Item
-
-if TYPE_CHECKING:
-    from ..pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -35,8 +32,10 @@ class Options:
     real_fps: float | None  # frames a second of the real windows; None: consecutive frames
 
 
-def check_frames(options: Options, base: ModelConfig, between: ModelConfig | None) -> None:
-    """Raise MicroCinemaError where the model's clips, interpolated, have fewer frames than are compared."""
+def check_options(options: Options, base: ModelConfig, between: ModelConfig | None) -> None:
+    """Raise MicroCinemaError where the model cannot make clips of that size, and where its clips, interpolated, have
+    fewer frames than are compared."""
+    check_size(options.width, options.height, base)
     inserted = between.network.frames - 1 if between else 1
     made = (base.network.frames - 1) * inserted**options.interpolate + 1
     if made < options.frames:

@@ -9,19 +9,15 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .. import header
-from ..config import ModelConfig
 from ..errors import MicroCinemaError
-from .clips import Generator, Options, check_frames, real_window
+from ..pipeline import Pipeline
+from .clips import Generator, Options, check_options, real_window
 from .network import FeatureNetwork, file_sha256
 from .report import SAMPLES, Report, as_the_paper, report
 from .sets import Item, draw, find_pictures, write_prompts
 from .work import PROMPTS, Work
-
-if TYPE_CHECKING:
-    from ..pipeline import Pipeline
 
 
 class Measurement:
@@ -36,7 +32,7 @@ class Measurement:
         Raises MicroCinemaError for a set, a picture or a setting that does not do.
         """
         config = header.read_config(model)
-        check_frames(options, config, header.read_config(between) if between else None)
+        check_options(options, config, header.read_config(between) if between else None)
         samples = SAMPLES[kind] if samples is None else samples
         if samples < 2:
             raise MicroCinemaError("a distance needs two clips or more: give a larger --samples")

@@ -51,16 +51,16 @@ class FeatureNetwork:
 
         Without fusion and TF32: the features must not depend on which rank, and how often, was called before.
         """
-        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-        with torch.jit.optimized_execution(False), exact:
+        unfused = torch.jit.optimized_execution(False)  # pyright: ignore[reportPrivateImportUsage]
+        with unfused, torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             try:
                 found = self.module(clips.to(self.device).float(), rescale=True, resize=True, return_features=True)
             except (RuntimeError, TypeError) as error:
                 if isinstance(error, torch.cuda.OutOfMemoryError):
                     raise
                 raise MicroCinemaError(
-                    f"'{self.path}' cannot be called as StyleGAN-V's I3D is (clips, rescale, resize, "
-                    "return_features): give i3d_torchscript.pt with --i3d"
+                    f"'{self.path}' cannot be called as StyleGAN-V's I3D is (clips, rescale, resize, return_features) "
+                    f"with clips of {clips.shape[2]} frames: give i3d_torchscript.pt with --i3d, or more --frames"
                 ) from error
         if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(clips):
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

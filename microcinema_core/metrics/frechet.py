@@ -35,8 +35,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def gaussian_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
     """The squared Fréchet distance between two Gaussians with means (d) and covariances (d, d), of any rank.
 
-    tr (C_a^½ C_b C_a^½)^½ is the sum of the singular values of C_a^½ C_b^½. Without squaring them first, those that
-    are zero stay zero to about 1e-16 of the largest, where eigenvalues of the product would leave 1e-8.
+    tr (C_a^½ C_b C_a^½)^½ is the sum of the singular values of C_a^½ C_b^½, which need not be squared first: rounding
+    then costs about 1e-16 of the largest, where the root of the product's eigenvalues would cost 1e-8.
     """
     cross = torch.linalg.svdvals(_root(covariance_a) @ _root(covariance_b)).sum()
     difference = mean_a.double() - mean_b.double()
@@ -76,6 +76,8 @@ def _gaussian(sample: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """The symmetric square root of a positive semi-definite matrix; eigenvalues that rounding made negative are 0."""
+    """The symmetric square root of a positive semi-definite matrix. Eigenvalues within rounding of zero are zero, for
+    the root of 1e-16 would be 1e-8."""
     values, vectors = torch.linalg.eigh(covariance.double())
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    rounding = len(values) * torch.finfo(values.dtype).eps * values[-1]
+    return (vectors * torch.where(values > rounding, values, 0.0).clamp(min=0).sqrt()) @ vectors.T
