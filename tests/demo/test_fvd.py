@@ -20,7 +20,7 @@ def test_the_bundled_model_on_a_folder_like_ucf_101(tmp_path, capsys):
     save_network(tmp_path / "stand-in.pt")
     command = ["fvd", "demo-base", "--set", "ucf101", "--data", str(tmp_path / "ucf"), "--pictures", "real"]
     command += ["--i3d", str(tmp_path / "stand-in.pt"), "--work", str(tmp_path / "work"), "--device", "cpu"]
-    command += ["--frames", "9", "--samples", "12"]
+    command += ["--frames", "9", "--samples", "9"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORLD_SIZE", "2")
         patch.setenv("RANK", "1")
@@ -29,6 +29,6 @@ def test_the_bundled_model_on_a_folder_like_ucf_101(tmp_path, capsys):
     assert main([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["name"] == "Fréchet distance (features of stand-in.pt)" and report["paper"] is None
-    assert (report["generated"], report["real"], report["features"]) == (12, 6, 4)
+    assert (report["generated"], report["real"], report["features"]) == (9, 6, 4)
     assert report["settings"]["width"] == 96 and report["settings"]["steps"] == 1
-    assert 0 < report["interval"][0] < report["distance"] < report["interval"][1]
+    assert 0 <= report["interval"][0] < report["distance"] < report["interval"][1]
