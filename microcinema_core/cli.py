@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """The command `microcinema`: animate, interpolate, info, init, train, cache, evaluate.
+=======
+"""The command `microcinema`: animate, interpolate, info, init, train, evaluate, fvd.
+>>>>>>> fvd
 
 Bad input ends with exit code 2 and one sentence on stderr, Ctrl-C with 130. Modules that import torch are imported by
 the commands that need them, so that the help and errors in options appear at once.
@@ -209,6 +213,39 @@ def evaluate(arguments: argparse.Namespace) -> None:
     demo_module("evaluate").main(
         arguments.model, scenes=arguments.scenes, sheets=arguments.sheets, as_json=arguments.json
     )
+
+
+def fvd(arguments: argparse.Namespace) -> None:
+    """`microcinema fvd`: the Fréchet distance between a model's clips and the real ones of UCF-101 or MSR-VTT."""
+    from . import header
+    from .fvd.clips import Options
+    from .fvd.measure import Measurement
+    from .fvd.work import device_of_rank, rank_and_world
+
+    rank, world = rank_and_world()
+    arguments.device = device_of_rank(arguments.device)
+    model = header.resolve(arguments.model)
+    between = header.resolve(arguments.interpolation_model) if arguments.interpolate else None
+    config = header.read_config(model)
+    width, height = arguments.size or (config.width, config.height)
+    options = Options(
+        arguments.frames, width, height, _or(arguments.steps, config.steps), _or(arguments.cfg, config.cfg),
+        _or(arguments.lambda_, config.lambda_), _or(arguments.gamma, config.gamma), arguments.seed,
+        arguments.interpolate, arguments.real_fps,
+    )  # fmt: skip
+    pictures = None if arguments.pictures == "real" else Path(arguments.pictures)
+    measurement = Measurement(
+        arguments.set, arguments.data, arguments.prompts, pictures, arguments.samples, arguments.work, model, between,
+        arguments.i3d, options, arguments.dtype,
+    )  # fmt: skip
+    base = _load(arguments, arguments.model, "centre")
+    second = _load(arguments, arguments.interpolation_model, "ends") if between else None
+    with _progress("fvd" if world == 1 else f"fvd {rank}/{world}", "clip") as progress:
+        report = measurement.run(base, second, arguments.keep_clips, progress)
+    if report is None:
+        print(f"rank {rank} of {world} has made its clips: the last one, or this command again, prints the figure")
+    else:
+        print(json.dumps(report.to_json(), indent=2, allow_nan=False) if arguments.json else report.words())
 
 
 # --- helpers of the commands ---
@@ -422,4 +459,44 @@ def _parser() -> argparse.ArgumentParser:
     six.add_argument("--json", action="store_true", help="for machines")
     six.add_argument("--scenes", type=_whole(1), default=200, metavar="N", help="drawn scenes (%(default)s)")
     six.add_argument("--sheets", type=Path, metavar="DIR", help="also write sheets of the clips there")
+
+    _fvd_options(command(fvd, "measure the Fréchet video distance of a model on your copy of UCF-101 or MSR-VTT"))
     return parser
+
+
+def _fvd_options(added: argparse.ArgumentParser) -> None:
+    added.epilog = "Many GPUs: torchrun --nproc-per-node 8 -m microcinema_core fvd … What the figure means: docs/fvd.md"
+    added.add_argument("model", metavar="MODEL", help="bundled model or file")
+    added.add_argument("--set", choices=("ucf101", "msrvtt"), required=True)
+    folder = {"type": Path, "required": True, "metavar": "FOLDER"}
+    added.add_argument("--data", **folder, help="UCF-101's class folders, or MSR-VTT's clips")
+    added.add_argument(
+        "--i3d", type=Path, required=True, metavar="FILE.pt", help="TorchScript; FVD is that of i3d_torchscript.pt"
+    )
+    added.add_argument(
+        "--pictures",
+        required=True,
+        metavar="FOLDER|real",
+        help="generated pictures 00000.png …, one for each prompt, or frames of the real clips: not zero-shot then",
+    )
+    added.add_argument("--work", **folder, help="for features; a killed run goes on")
+    added.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="UCF-101: JSON of class and sentence; MSR-VTT: JSON or CSV"
+    )
+    added.add_argument("--samples", type=_whole(2), metavar="N", help="clips to generate (10000; MSR-VTT: 2990)")
+    added.add_argument("--frames", type=_whole(2, 1000), default=16, metavar="N", help="compared (%(default)s)")
+    added.add_argument("--real-fps", type=_number(0.1, 240), metavar="X", help="of real clips (consecutive frames)")
+    added.add_argument("--interpolate", type=_whole(0, 2), default=0, metavar="0|1|2", help="passes, each 4x the fps")
+    added.add_argument("--interpolation-model", default=INTERPOLATION_MODEL, metavar="NAME|FILE", help="(%(default)s)")
+    added.add_argument("--steps", type=_whole(1, 1000), metavar="N", help="sampling steps (the model's)")
+    added.add_argument("--cfg", type=_number(0, 100), metavar="X", help="text guidance; 1 is none (the model's)")
+    added.add_argument("--lambda", dest="lambda_", type=_number(0, 1), help="prior strength of training (the model's)")
+    added.add_argument("--gamma", type=_number(-1, 1), help="added to it; the paper's FVD has 0.02 (the model's)")
+    added.add_argument("--seed", type=_whole(0, 2**62), default=0, help="of clips, windows, noise (%(default)s)")
+    added.add_argument("--size", type=_size, metavar="WxH", help="of both sides' clips (the model's)")
+    added.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
+    added.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the networks (%(default)s)")
+    added.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="CLIP's vocab.json and merges.txt (full size)")
+    added.add_argument("--compile", action="store_true", help="compile the network first: minutes, for many steps")
+    added.add_argument("--keep-clips", action="store_true", help="also keep the clips, losslessly, in WORK/clips")
+    added.add_argument("--json", action="store_true", help="for machines")

@@ -93,8 +93,8 @@ def train_layer(folder: Path, config: RunConfig = CONFIG, at: Callable[[int], ob
     with processes(config.train, folder) as world:
         trainer = Trainer(objective, config, folder, world)
         trainer.run(batches_of(config, world, at))
-    trainer.averages[0].exchange()  # back to the weights
-    objective.course.append(torch.cat([p.detach().flatten().clone() for p in objective.parameters()]))
+        trainer.averages[0].exchange()  # back to the weights
+        objective.course.append(torch.cat([p.detach().flatten().clone() for p in objective.parameters()]))
     return trainer, objective.course[1:]
 
 
