@@ -3,8 +3,8 @@
     python benchmarks/data.py [FOLDER] [--clips 40] [--frames 9] [--fps 2] [--size 320]
 
 Without a folder of videos it writes some of the size, rate and length of WebVid's. Both halves of the measurement take
-turns, clip by clip, in one process and one thread, timed by the process's own time; bare decoding starts at the key frame before a clip and keeps
-nothing. Frames before the clip that nothing refers to are left out by the data path alone.
+turns, clip by clip, in one process and one thread, and are timed by the process's own clock. Bare decoding starts at
+the key frame before a clip and keeps nothing; the data path alone leaves out frames before it that nothing refers to.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ import argparse
 import sys
 import tempfile
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 import torch
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests" / "helpers")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
+
+from footage import pan
+
 from microcinema_core.training.data.clips import Unusable
 from microcinema_core.training.data.videos import Video, VideoSet
 
 
 def write_videos(folder: Path, count: int = 4, size: tuple[int, int] = (596, 336), seconds: int = 15) -> None:
     """Photographs under a moving camera with some grain, 25 frames per second, H.264 as libx264 makes it."""
-    from fractions import Fraction
-
-    import numpy as np
-    from footage import pan
-
     random = np.random.default_rng(0)
     grain = random.normal(0, 4, (8, size[1], size[0], 1))
     for number in range(count):
@@ -89,11 +90,10 @@ def main() -> None:
             except Unusable as error:
                 print(f"{video.id}: {error}")
             bare, ours = bare + middle - before, ours + time.process_time() - middle
-    print(
-        f"{args.frames} frames at {args.fps:g} fps, {args.size} x {args.size}: {args.clips / ours:.2f} clips per second "
-        f"({good} of {args.clips} usable); bare decoding {args.clips / bare:.2f} ({decoded / bare:.0f} frames per second); "
-        f"ratio {bare / ours:.2f}"
-    )
+    print(f"{args.frames} frames at {args.fps:g} fps, {args.size} x {args.size}, {good} of {args.clips} clips usable")
+    print(f"data path      {args.clips / ours:8.2f} clips per second")
+    print(f"bare decoding  {args.clips / bare:8.2f} clips per second, {decoded / bare:.0f} frames per second")
+    print(f"ratio          {bare / ours:8.2f}")
 
 
 if __name__ == "__main__":

@@ -82,8 +82,8 @@ def read_numbers(clip, scale: float = 1.0) -> list[int]:
 
 
 def write_footage(
-    path: Path, frames: Iterable[np.ndarray], fps: float = 30, codec: str = "h264", *,
-    times: list[float] | None = None, late: float = 0, sound: bool = False, rotation: int = 0, ratio: Fraction | None = None,
+    path: Path, frames: Iterable[np.ndarray], fps: float = 30, codec: str = "h264", *, times: list[float] | None = None,
+    late: float = 0, sound: bool = False, rotation: int = 0, ratio: Fraction | None = None,
 ) -> Path:  # fmt: skip
     """Write frames (h, w, 3) at `fps`, or each at its time in seconds, the first `late` seconds after 0, and return
     the file with the suffix of its codec."""
@@ -100,7 +100,7 @@ def write_footage(
                 stream.height, stream.width = values.shape[:2]
                 stream.pix_fmt, stream.time_base, ready = pixels, base, True
                 stream.codec_context.time_base = base
-                if rotation:
+                if rotation:  # counterclockwise, as in PyAV
                     stream.set_display_rotation(rotation)
                 if ratio:
                     stream.sample_aspect_ratio = ratio
