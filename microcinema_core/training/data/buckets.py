@@ -13,8 +13,8 @@ def bucket_sizes(area: int, multiple: int = 64, ratios: tuple[float, ...] = RATI
     """Sizes (width, height) of about `area` pixels, one for each aspect ratio, narrow to wide, without repetitions.
 
     Both sides are multiples of `multiple`, which the network's and the autoencoder's halvings ask for. Of the sizes
-    around an exact one the one is taken that is nearest to it in ratio and area. Raises MicroCinemaError for an area
-    below that of one tile.
+    around an exact one the one is taken that is nearest to it in ratio and area, the ratio first. Raises
+    MicroCinemaError for an area below that of one tile.
     """
     if area < multiple**2:
         raise MicroCinemaError(f"clips of {area} pixels are too small: give {multiple**2} or more")
@@ -26,8 +26,13 @@ def bucket_sizes(area: int, multiple: int = 64, ratios: tuple[float, ...] = RATI
             for w in {max(1, int(width // multiple)), int(width // multiple) + 1}
             for h in {max(1, int(height // multiple)), int(height // multiple) + 1}
         ]
-        sizes.add(min(around, key=lambda s: (abs(np.log(s[0] / s[1] / ratio)) + abs(np.log(s[0] * s[1] / area)), s)))
+        sizes.add(min(around, key=lambda size: _distance(size, ratio, area)))
     return sorted(sizes, key=lambda size: (size[0] / size[1], size))
+
+
+def _distance(size: tuple[int, int], ratio: float, area: int) -> float:
+    width, height = size
+    return abs(np.log(width / height / ratio)) + 0.9 * abs(np.log(width * height / area))
 
 
 def assign(shapes: np.ndarray, sizes: list[tuple[int, int]]) -> np.ndarray:

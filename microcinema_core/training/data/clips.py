@@ -6,6 +6,7 @@ needed are decoded: frames before the clip which no other frame refers to are le
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import av
 import numpy as np
 import torch
 from av.error import FFmpegError
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Interpolation, VideoReformatter
 from torch import Tensor
 
 from ...streams import PYAV, open_container, to_rgb
@@ -26,6 +27,7 @@ from .cuts import find_cuts, thumbnail
 Source = Path | BinaryIO  # a file, or what reads and seeks like one
 MAX_FPS = 240  # a header that tells of more is wrong
 _TOLERANCE = 0.98  # 29.97 frames per second are enough for 30
+_MIDDLE = 0.45  # of a frame's time: of two that are equally near the earlier one, also where times are rounded
 _ONE_THREAD: Any = {"threads": 1} if PYAV >= 17 else {}  # many processes decode side by side
 
 
@@ -104,29 +106,39 @@ def read_clip(
     if known.fps < _TOLERANCE * fps:
         raise Unusable(f"fewer frames per second than {fps:g}")
     earliest = known.start + start * max(0.0, room) - 0.5 / known.fps
-    pictures, thumbnails, shown = [], [], None
-    due: list[float] = []  # when the frames of the clip are shown
-    window = chain(_decoded(source, known.start, earliest), [None])
-    for entry in window:
-        if entry and not due:
-            due = [entry[0] + 0.5 / known.fps + index / fps for index in range(frames)]
-        until = entry[0] if entry else shown[0] + 1.5 / known.fps if shown else 0.0
-        if shown and len(pictures) < frames and due[len(pictures)] < until:
-            pictures.append(_fitted(shown[1], size, crop, known))
-            if len(pictures) < frames and due[len(pictures)] < until:
-                raise Unusable(f"fewer frames per second than {fps:g}", True)
-        if len(pictures) == frames or entry is None:
-            break
-        thumbnails.append(thumbnail(entry[1]))
-        shown = entry
-    if len(pictures) < frames:
-        raise Unusable("damaged: its frames end before its packets do", True)
+    pictures, thumbnails, reformatter = [], [], VideoReformatter()
+    for frame, wanted in _sampled(_decoded(source, known.start, earliest), frames, fps, known.fps):
+        thumbnails.append(thumbnail(frame, reformatter))
+        if wanted:
+            pictures.append(_fitted(frame, size, crop, known))
     if find_cuts(np.stack(thumbnails)):
         raise Unusable("a cut within the clip", True)
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
 # --- frames ---
+
+
+def _sampled(
+    decoded: Iterator[tuple[float, av.VideoFrame]], frames: int, fps: float, source_fps: float
+) -> Iterator[tuple[av.VideoFrame, bool]]:
+    """The decoded frames up to the clip's last, each with whether the clip has it. Raises Unusable where it would have
+    one twice, and where the frames end before."""
+    due, shown = [], None
+    for time, frame in chain(decoded, [(math.inf, None)]):
+        if shown:
+            until = min(time, shown[0] + 1.5 / source_fps) if frame is None else time
+            count = sum(moment < until for moment in due)
+            if count > 1:
+                raise Unusable(f"fewer frames per second than {fps:g}", True)
+            yield shown[1], count == 1
+            due = due[count:]
+            if not due:
+                return
+        elif frame is not None:
+            due = [time + _MIDDLE / source_fps + index / fps for index in range(frames)]
+        shown = frame and (time, frame)
+    raise Unusable("damaged: its frames end before its packets do", True)
 
 
 def _decoded(source: Source, start: float, earliest: float) -> Iterator[tuple[float, av.VideoFrame]]:
@@ -162,7 +174,9 @@ def _packets(source: Source, start: float, earliest: float) -> Iterator[av.Packe
     """The packets from a key frame on that is shown at `earliest` or before, or all."""
     if earliest > start:
         with _opened(source) as (container, stream):
-            for back in (0, 2, 8, 32):  # seconds: containers whose index is of decoding times seek too far
+            # Seconds before it, as containers whose index is of decoding times seek too far. A program stream is read
+            # from its start: FFmpeg's times after a seek are estimates, wrong by some frames.
+            for back in () if container.format.name == "mpeg" else (0, 2, 8, 32):
                 try:
                     container.seek(int((earliest - back) / stream.time_base), stream=stream)
                 except FFmpegError:  # the format has no index
@@ -206,8 +220,9 @@ def _opened(source: Source) -> Iterator[tuple[Any, Any]]:
             context = stream.codec_context
             if context is None:
                 raise Unusable("no decoder for its pictures")
-            # Without "explode" some decoders hide an error behind pixels of other frames.
-            context.options = {"err_detect": "explode"}
+            # Without "explode" some decoders hide an error behind pixels of other frames. That of H.264 does not, and
+            # with it fails after a seek to an open group of pictures, where it is told to forget frames it never had.
+            context.options = {} if context.name == "h264" else {"err_detect": "explode"}
             context.thread_type, context.thread_count = "NONE", 1
             yield container, stream
     except FFmpegError as error:
