@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The command `microcinema`: animate, interpolate, info, init, train, cache, evaluate.
-=======
-"""The command `microcinema`: animate, interpolate, info, init, train, evaluate, fvd.
->>>>>>> fvd
+"""The command `microcinema`: animate, interpolate, info, init, train, cache, evaluate, fvd.
 
 Bad input ends with exit code 2 and one sentence on stderr, Ctrl-C with 130. Modules that import torch are imported by
 the commands that need them, so that the help and errors in options appear at once.
@@ -240,7 +236,7 @@ def fvd(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
     base = _load(arguments, arguments.model, "centre")
     second = _load(arguments, arguments.interpolation_model, "ends") if between else None
-    with _progress("fvd" if world == 1 else f"fvd {rank}/{world}", "clip") as progress:
+    with progress_bar("fvd" if world == 1 else f"fvd {rank}/{world}", "clip") as progress:
         report = measurement.run(base, second, arguments.keep_clips, progress)
     if report is None:
         print(f"rank {rank} of {world} has made its clips: the last one, or this command again, prints the figure")
