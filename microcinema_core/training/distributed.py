@@ -119,8 +119,9 @@ def training_device(name: str) -> torch.device:
         device = torch.device(name)
         if device.type == "cuda":
             device = torch.device("cuda", local if device.index is None else device.index)
-            torch.cuda.set_device(device)
         torch.ones(1, device=device).item()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:  # unknown, or absent
         raise MicroCinemaError(f"train.device cannot be '{name}' here: give auto, cpu or cuda") from error
     return device

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from microcinema_core.training.config import RunConfig, TrainConfig
 from microcinema_core.training.distributed import Processes, processes
+from microcinema_core.training.parameters import whole
 from microcinema_core.training.states import states
 from microcinema_core.training.trainer import Objective, Trainer
 
@@ -47,8 +48,12 @@ class Copy(Objective):
         torch.manual_seed(0)
         self.layer, self.course = nn.Linear(width, width), []
 
+    def values(self) -> Tensor:
+        """All parameters."""
+        return torch.cat([whole(p.detach()).flatten().clone() for p in self.parameters()])
+
     def forward(self, step: int, batch: Tensor) -> tuple[Tensor, dict[str, float]]:
-        self.course.append(torch.cat([p.detach().flatten().clone() for p in self.parameters()]))
+        self.course.append(self.values())
         loss = (self.layer(batch) - batch).square().mean()
         return loss, {"error": loss.item()}
 
@@ -94,7 +99,7 @@ def train_layer(folder: Path, config: RunConfig = CONFIG, at: Callable[[int], ob
         trainer = Trainer(objective, config, folder, world)
         trainer.run(batches_of(config, world, at))
         trainer.averages[0].exchange()  # back to the weights
-        objective.course.append(torch.cat([p.detach().flatten().clone() for p in objective.parameters()]))
+        objective.course.append(objective.values())
     return trainer, objective.course[1:]
 
 
