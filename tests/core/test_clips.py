@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from av.video.reformatter import Interpolation
-from footage import CODECS, SIZE, coded, flip_bits, pan, photograph, read_numbers, write_footage
+from footage import CODECS, SIZE, coded, flip_bits, pan, read_numbers, write_footage
 
 from microcinema_core import images
 from microcinema_core.streams import to_rgb
@@ -183,7 +183,8 @@ def test_a_clip_is_cropped_and_resized_as_pictures_are(tmp_path, size):
     assert clip.dtype == torch.uint8 and clip.shape == (2, 3, size[1], size[0])
     picture = torch.from_numpy(next(pan(12, (320, 180))).copy()).permute(2, 0, 1).float() / 255
     fitted = images.fit(picture, *size) * 255
-    assert (clip[0] - fitted).square().mean().sqrt() < 9  # of 255
+    error, moved = ((clip[0].roll(pixels, -1) - fitted).square().mean().sqrt() for pixels in (0, 2))
+    assert error < 9 and moved > 1.5 * error  # of 255
 
 
 def test_a_crop_can_lie_anywhere(tmp_path):
@@ -330,8 +331,3 @@ def test_public_clips_are_read_as_by_decoding_all_of_them():
             moments = [first + 0.45 / known.fps + index / 8 for index in range(5)]
             whole = [[values for time, values in frames if time <= moment][-1] for moment in moments]
             assert torch.equal(clip, torch.from_numpy(np.stack(whole)).permute(0, 3, 1, 2)), (path.name, start)
-
-
-def test_a_photograph_is_as_sharp_as_before(tmp_path):
-    """Guard of the helper: what the tests compare is a picture and not a plain colour."""
-    assert photograph(0, *SIZE).std() > 30

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import tarfile
 from collections import Counter
 from multiprocessing import get_context
@@ -51,7 +52,7 @@ def webvid(tmp_path, originals) -> Path:
 
 
 def write_shards(folder: Path, originals: list[Path], per_shard: int = 2) -> str:
-    """With WebDataset's own writer, as video2dataset names the parts: a count as the key, the table's columns in json."""
+    """With WebDataset's own writer, named as by video2dataset: a count as the key, the table's columns in json."""
     webdataset = pytest.importorskip("webdataset")
     folder.mkdir(parents=True)
     for first in reversed(range(0, len(originals), per_shard)):
@@ -207,6 +208,14 @@ def test_links_are_followed_but_not_in_circles(tmp_path, originals):
     assert videos.skipped == {"pipe": "a pipe or device"}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+def test_names_that_are_no_text(tmp_path, originals):
+    shutil.copy(originals[0], os.fsencode(tmp_path) + b"/a\xff.mp4")
+    videos = VideoSet.from_folder(tmp_path, captions=False, cache=tmp_path / "cache")
+    assert len(videos) == len(videos.identity) / 32 == 1
+    assert videos.clip(0, 0, 2, 4, SIZE).shape[0] == 2
+
+
 def test_a_broken_shard_gives_what_is_before(tmp_path, originals):
     shards = write_shards(tmp_path / "shards", originals, 4)
     path = tmp_path / "shards" / "00000.tar"
@@ -319,7 +328,7 @@ def test_the_sizes_of_buckets_are_about_equal_and_multiples():
         for width, height in sizes:
             assert width % multiple == 0 and height % multiple == 0
             assert (height, width) in sizes
-            assert abs(np.log(width * height / area)) < (0.06 if multiple == 8 else 0.25)
+            assert abs(np.log(width * height / area)) < (0.06 if multiple == 8 else 0.3)
     with pytest.raises(MicroCinemaError, match="too small"):
         bucket_sizes(1000)
 

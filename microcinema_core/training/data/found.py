@@ -41,6 +41,9 @@ def in_folder(folder: Path) -> Iterator[Found]:
     """The videos below a folder, hidden ones left out, in the order of their names. Each is known by its path without
     the suffix; its caption is in the file of that name that ends in .txt."""
     for path, name in _walk(str(folder), "", set()):
+        if name.endswith("/"):
+            yield Found(name, reason="a folder that cannot be read")
+            continue
         stem, _ = os.path.splitext(path)
         id = os.path.splitext(name)[0]
         try:
@@ -99,12 +102,14 @@ def _locate(folder: Path, row: dict[str, str], layouts: list[tuple[str, str]]) -
 
 
 def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, str]]:
-    """Path and name below the folder of each video; a folder that links lead to twice is entered once."""
+    """Path and name below the folder of each video, and of each folder that cannot be read, with a "/" at its end. A
+    folder that links lead to twice is entered once."""
     try:
         here = os.stat(folder)
         with os.scandir(folder) as scan:
             entries = sorted((entry.name, entry.is_dir()) for entry in scan if not entry.name.startswith("."))
-    except OSError:  # a folder that may not be read, or was removed
+    except OSError:
+        yield folder, prefix or "./"
         return
     if (here.st_dev, here.st_ino) in seen:
         return
