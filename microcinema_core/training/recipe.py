@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..checkpoint import LoadedModel
-from ..config import ModelConfig
+from ..config import ModelConfig, demo_module
 from ..errors import MicroCinemaError
 from ..files import make_folder
 from ..model.layers import channels_last
@@ -61,7 +61,7 @@ def run(config: VideoRunConfig, model: ModelConfig, folder: Path, world: Process
     with world.first_goes_first():  # it writes what the others read
         clips = open_clips(config, model, folder, world)
     rows, held_out = split(len(clips.buckets), table.held_out, c.seed)
-    loaded = initial_model(config, model, (clips.caption(int(row)) for row in rows))
+    loaded = initial_model(config, model, clips.captions())
     prepared = prepare(config, loaded, world)
     samples = Samples(
         clips, rows, _order(clips, rows, config), prepared.text_source(clips), seed=c.seed, variants=table.variants,
@@ -94,7 +94,7 @@ def cache(config_path: Path, out: Path, overrides: dict[str, str] | None = None)
     rank, device = int(os.environ.get("RANK", 0)), training_device(config.train.device)
     alone = Processes(rank, 1, device)
     clips = open_clips(config, model, out, alone)
-    loaded = initial_model(config, model, [""])
+    loaded = initial_model(config, model, clips.captions())
     text = loaded.text if loaded.text and not config.model.vocabulary else None
     for part in (loaded.autoencoder, text):
         if part is not None:
@@ -155,9 +155,7 @@ def open_clips(config: VideoRunConfig, model: ModelConfig, folder: Path, world: 
     if table.cache:
         return CachedClips(Path(table.cache), cache_settings(config, model))
     if table.scenes:
-        from ..config import demo_module
-
-        return demo_module("drawn").DrawnClips(table.scenes, model, config.train.seed)
+        return demo_module("drawn").DrawnClips(table.scenes, model)
     return VideoClips(
         open_videos(table, folder, world), model.network.frames, rates(config, model), sizes(config, model),
         config.train.seed,

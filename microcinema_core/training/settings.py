@@ -85,6 +85,8 @@ class VideoRunConfig(RunConfig):
     model: ModelTable = field(default_factory=ModelTable)
 
     def __post_init__(self):
+        if self.train.trained != "all" and self.train.dtype == "float32":
+            raise ValueError(f"train.dtype cannot be 'float32' with trained '{self.train.trained}': give 'bfloat16'")
         if self.train.trained == "lora" and self.train.strategy == "fsdp2":
             raise ValueError("train.strategy cannot be 'fsdp2' with trained 'lora': give 'ddp'")
 

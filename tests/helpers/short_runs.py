@@ -112,9 +112,7 @@ def torchrun(number: int, *arguments: object, module: str = "microcinema_core", 
     command += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
     command += ["-m", module, *map(str, arguments)]
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'tests/helpers'}:{ROOT}", **environment}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,24 +59,25 @@ class CachedClips:
         """The video's id."""
         return self._videos[index]["id"]
 
-    def caption(self, index: int) -> str:
-        """The video's caption."""
-        return self._videos[index]["caption"]
+    def captions(self) -> Iterator[str]:
+        """The captions of all clips."""
+        for path in shards_of(self.folder, len(self._videos) * self.variants):
+            yield from _header(path)["captions"].values()
 
     def read(self, index: int, visit: int) -> Clip:
         """Read a clip. Raises Unusable for one that could not be cut when the cache was made."""
         key = index * self.variants + visit % self.variants
         path = shard_path(self.folder, key // CLIPS_PER_SHARD)
+        header = _header(path)
+        if reason := header["skipped"].get(str(key)):
+            raise Unusable(reason)
         try:
             with safe_open(path, "pt") as file:
-                skipped = json.loads(file.metadata()["skipped"])
-                if reason := skipped.get(str(key)):
-                    raise Unusable(reason)
                 mean, log_variance = file.get_tensor(f"mean.{key}"), file.get_tensor(f"log_variance.{key}")
                 states = file.get_tensor(f"states.{index}") if self.has_states else None
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise MicroCinemaError(f"'{path}' is damaged ({error}): delete it, and run `microcinema cache`") from error
-        return Clip(self.caption(index), mean=mean, log_variance=log_variance, states=states)
+        except (SafetensorError, OSError) as error:
+            raise _damaged(path, error) from error
+        return Clip(header["captions"][str(key)], mean=mean, log_variance=log_variance, states=states)
 
 
 def make_cache(
@@ -128,8 +129,7 @@ def skipped_in(folder: Path) -> dict[str, str]:
     ids = [json.loads(line)["id"] for line in (folder / VIDEOS).read_text("utf-8").splitlines()]
     variants, found = json.loads((folder / MANIFEST).read_text())["variants"], {}
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            skipped = json.loads(file.metadata()["skipped"])
+        skipped = _header(path)["skipped"]
         found |= {ids[int(key) // variants]: reason for key, reason in skipped.items()}
     return found
 
@@ -159,7 +159,7 @@ def _encoded(clip: Clip, autoencoder: nn.Module, dtype: torch.dtype) -> tuple[Te
 
 
 def _write_shard(path, keys, clips, autoencoder, text, variants, dtype) -> None:
-    tensors, skipped = {}, {}
+    tensors, skipped, captions = {}, {}, {}
     for key in keys:
         index = key // variants
         try:
@@ -167,11 +167,26 @@ def _write_shard(path, keys, clips, autoencoder, text, variants, dtype) -> None:
         except Unusable as error:
             skipped[str(key)] = str(error)
             continue
+        captions[str(key)] = clip.caption
         tensors[f"mean.{key}"], tensors[f"log_variance.{key}"] = _encoded(clip, autoencoder, dtype)
         if text and f"states.{index}" not in tensors:
             tensors[f"states.{index}"] = states_of(text, [clip.caption])[0].contiguous()
     with whole_file(path) as part:
-        save_file(tensors, part, {"skipped": json.dumps(skipped)})
+        save_file(tensors, part, {"skipped": json.dumps(skipped), "captions": json.dumps(captions)})
+
+
+def _header(path: Path) -> dict[str, dict[str, str]]:
+    """The captions of a shard's clips, and the reasons of those that are not in it, by their numbers."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        return {name: json.loads(metadata[name]) for name in ("skipped", "captions")}
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> MicroCinemaError:
+    return MicroCinemaError(f"'{path}' is damaged ({error}): delete it, and run `microcinema cache` again")
 
 
 def _write_manifest(folder: Path, made_from: dict[str, Any], clips: Clips) -> None:
@@ -179,7 +194,7 @@ def _write_manifest(folder: Path, made_from: dict[str, Any], clips: Clips) -> No
         return
     with whole_file(folder / VIDEOS) as part, part.open("w", encoding="utf-8") as file:
         for index, bucket in enumerate(clips.buckets.tolist()):
-            row = {"id": clips.name(index), "caption": clips.caption(index), "bucket": bucket}
+            row = {"id": clips.name(index), "bucket": bucket}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     with whole_file(folder / MANIFEST) as part:
         part.write_text(json.dumps(made_from, indent=2))

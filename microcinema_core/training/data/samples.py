@@ -7,7 +7,7 @@ loading workers changes what is learned, and a run can go on from any step.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -53,8 +53,8 @@ class Clips(Protocol):
         """The name of a clip's video, for messages."""
         ...
 
-    def caption(self, index: int) -> str:
-        """What a clip shows."""
+    def captions(self) -> Iterable[str]:
+        """The captions of all clips, for a vocabulary."""
         ...
 
     def read(self, index: int, visit: int) -> Clip:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -24,13 +26,14 @@ class VideoClips:
         """The video's id."""
         return self.videos[index].id
 
-    def caption(self, index: int) -> str:
-        """The video's caption."""
-        return self.videos[index].caption
+    def captions(self) -> Iterator[str]:
+        """The captions of all videos."""
+        return (video.caption for video in self.videos)
 
     def read(self, index: int, visit: int) -> Clip:
         """Cut a clip; another visit cuts it from another place. Raises Unusable with the reason."""
         random = generator(self.seed, CLIP + visit, index)
         fps = self.fps[int(torch.randint(len(self.fps), (), generator=random))]
         size = self.sizes[int(self.buckets[index])]
-        return Clip(self.caption(index), self.videos.random_clip(index, random, self.frames, fps, size))
+        pixels = self.videos.random_clip(index, random, self.frames, fps, size)
+        return Clip(self.videos[index].caption, pixels)
