@@ -115,9 +115,7 @@ class NetworkConfig:
     temporal_conv_depth: Annotated[int, Range(1, 8, "convolutions", 1)] = 1
     temporal_attentions: Literal[1, 2] = 1  # per temporal transformer, one after the other; 2 as in ModelScope's model
     temporal_positions: StrictBool = True  # the temporal attention gets an embedding of the frames' positions
-    temporal_input: StrictBool = (
-        False  # one more temporal transformer after the input convolution, as public models have
-    )
+    temporal_input: StrictBool = False  # one more temporal transformer, after the input convolution
     frames: Annotated[int, Range(2, 1000, "frames", 9)] = 9  # the clip length it is trained at; others run
     condition: Literal["centre", "ends"] = "centre"
     scale_shift_norm: StrictBool = False  # the time embedding scales and shifts, instead of only shifting as in SD

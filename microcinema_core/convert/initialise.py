@@ -85,12 +85,13 @@ def plan(
     tensors = {key: tensor for source in sources for key, tensor in source.tensors.items()}
     taken = Counter(map(_kind, tensors))
     new = _add_new(tensors, config, pictures)
-    left = {reason: set(names) for source in sources for reason, names in source.left.items()}
-    if warm:
-        used = {stored.key for stored in tensors.values()}
-        replaced = {tensor.key for key, tensor in pictures.tensors.items() if tensors[key] is not tensor} - used
-        left |= {f"Stable Diffusion's layers, in place of which those of {warm.donor.name} are taken": replaced}
-    left = {reason: sorted(names) for reason, names in left.items() if names}
+    left: dict[str, list[str]] = {}
+    for source in sources:
+        for reason, names in source.left.items():
+            left[reason] = left.get(reason, []) + sorted(names)
+    used = set(map(id, tensors.values()))
+    if warm and (replaced := [tensor.key for tensor in pictures.tensors.values() if id(tensor) not in used]):
+        left[f"Stable Diffusion's layers, in place of which those of {warm.donor.name} are taken"] = sorted(replaced)
     return tensors, Report(config, taken, new, left, warm.donor if warm else None)
 
 
