@@ -177,9 +177,12 @@ def init(arguments: argparse.Namespace) -> None:
         )
     size = arguments.output.stat().st_size / 1e9
     print(f"{arguments.output}: {report.config.name}, {size:.2f} GB, tensors:")
-    for title, counts in (("taken", report.taken), ("new", report.new), ("left", report.left)):
+    left = {reason: len(names) for reason, names in report.left.items()}
+    for title, counts in (("taken", report.taken), ("new", report.new), ("left", left)):
         print(f"  {title:<6}{sum(counts.values()):>6}", end="")
         print("  " + "; ".join(f"{count} {what}" for what, count in counts.items()))
+    if report.donor:
+        print(f"  warm start from {report.donor.name} (licence: {report.donor.licence}; {report.donor.page})")
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -436,7 +439,7 @@ def _parser() -> argparse.ArgumentParser:
     four = command(init, "make a full-size model, ready to train, from Stable Diffusion 2.1 base")
     place = {"type": Path, "metavar": "FILE|FOLDER"}
     four.add_argument("--from", dest="source", required=True, **place, help="one file, or diffusers' folder")
-    four.add_argument("--warm-start", **place, help="temporal layers of ModelScope's text-to-video model")
+    four.add_argument("--warm-start", **place, help="DynamiCrafter, VideoCrafter2, ModelScope or I2VGen-XL")
     four.add_argument("--kind", choices=(BASE.name, INTERPOLATION.name), default=BASE.name, help="(%(default)s)")
     four.add_argument("-o", "--output", type=Path, required=True, help="safetensors file to write")
 
