@@ -194,13 +194,13 @@ class DemoObjective(Objective):
 
     def __init__(self, config: DemoRunConfig, losses: MotionLoss, model: DemoVideoModel):
         super().__init__()
-        self.flow_steps, self.bfloat16 = config.demo.flow_steps, config.demo.flow_bfloat16
+        self.flow_steps, self.flow_bfloat16 = config.demo.flow_steps, config.demo.flow_bfloat16
         self.losses, self.model = losses, model
 
     def forward(self, step: int, batch: FlowBatch | ClipBatch) -> tuple[Tensor, Figures]:
         """The mean loss of a batch, and its parts."""
         if isinstance(batch, FlowBatch):
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.flow_bfloat16):
                 flow_error, pixel_error = self.losses.motion_losses(
                     self.model, batch.condition.float(), batch.pixels.float() / 255, batch.flow.float(),
                     batch.frame.float() / 255, batch.tokens, batch.index,

@@ -162,7 +162,8 @@ def _sharded(objective: nn.Module, config: TrainConfig, world: Processes) -> nn.
     for module in objective.modules():
         if isinstance(module, SHARDED):
             fully_shard(module, mesh=mesh, mp_policy=layers)
-    return fully_shard(objective, mesh=mesh)
+    fully_shard(objective, mesh=mesh)  # it changes the module's class
+    return objective
 
 
 @contextmanager

@@ -30,9 +30,9 @@ class Ema:
         weights = [_local(p.detach()).float() for p in self.parameters.values()]
         averages = [_local(average) for average in self.averages.values()]
         if step == 1:
-            torch._foreach_copy_(averages, weights)
+            torch._foreach_copy_(averages, weights)  # pyright: ignore[reportPrivateImportUsage]
         else:
-            torch._foreach_lerp_(averages, weights, 1 - decay)
+            torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -122,7 +122,7 @@ def _summary_writer(folder: Path, step: int):
 def _add_picture(events, path: Path, step: int) -> None:
     """Add a picture file to TensorBoard as it is; its page plays an animated GIF."""
     from PIL import Image
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
     if path.suffix not in (".png", ".gif"):
         return

@@ -95,14 +95,14 @@ def cache(config_path: Path, out: Path, overrides: dict[str, str] | None = None)
     alone = Processes(rank, 1, device)
     clips = open_clips(config, model, out, alone)
     loaded = initial_model(config, model, clips.captions())
-    text = loaded.text if loaded.text and not config.model.vocabulary else None
-    for part in (loaded.autoencoder, text):
-        if part is not None:
-            part.to(device).eval()
+    autoencoder, text = loaded.autoencoder, None if config.model.vocabulary else loaded.text
+    assert autoencoder is not None
+    for part in filter(None, (autoencoder, text)):
+        part.to(device).eval()
     dtype = getattr(torch, config.data.cache_dtype)
     with progress_bar("cache", "shard", shown=alone.first) as progress:
         folder = make_cache(
-            clips, loaded.autoencoder, text, cache_settings(config, model), out, variants=config.data.variants or 1,
+            clips, autoencoder, text, cache_settings(config, model), out, variants=config.data.variants or 1,
             dtype=dtype, report=lambda line: print(line, flush=True) if alone.first else None, progress=progress,
         )  # fmt: skip
     skipped = skipped_in(folder)

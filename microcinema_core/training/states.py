@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from ..errors import MicroCinemaError
 from ..files import cannot_write, part_name
@@ -89,7 +90,7 @@ def save_state(
             path.parent.mkdir(exist_ok=True)
             shutil.rmtree(part, ignore_errors=True)
         with _quiet():
-            dcp.save(tensors, checkpoint_id=part)
+            save(tensors, checkpoint_id=part)
         if world.first:
             (part / RUN).write_text(json.dumps({"step": step, "settings": identity}))
             shutil.rmtree(path, ignore_errors=True)
@@ -120,7 +121,7 @@ def load_state(folder: Path, step: int, averages: list[Ema], optimizer: torch.op
         if bad := [name for name, size in sizes.items() if size != tuple(tensors[name].shape)]:
             raise ValueError(f"{bad[0]} is {sizes[bad[0]]}, not {tuple(tensors[bad[0]].shape)}")
         with _quiet():
-            dcp.load({name: tensor for name, tensor in tensors.items() if name in stored}, checkpoint_id=path)
+            load({name: tensor for name, tensor in tensors.items() if name in stored}, checkpoint_id=path)
     except (Exception, CheckpointException) as error:  # a damaged file raises errors of any type
         raise _does_not_fit(path, _failure(error)) from error
     names = {id(parameter): name for name, parameter in averages[0].parameters.items()}

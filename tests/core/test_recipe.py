@@ -101,17 +101,15 @@ def test_the_model_file_and_its_card_tell_how_it_was_made(whole):
     assert "# tiny" in card and notes["data"] in card and "models/microcinema/" in card
 
 
-def test_every_part_that_should_learn_learns(tmp_path, toml):
-    path = recipe.main(toml, tmp_path, {"train.steps": "1", "train.learning_rate": "1e-2", "train.warmup": "1"})
+def test_every_part_of_the_network_learns_and_the_autoencoder_does_not(tmp_path, toml):
+    path = recipe.main(toml, tmp_path, {"train.learning_rate": "2e-2", "train.warmup": "1", "train.ema": "0"})
     config = VideoRunConfig.read(toml)
     before = initial_model(config, check_model(config), ["the camera pans over picture " + c for c in "abcdef"])
-    after = load_model(path)
-    moved = {
-        name: not torch.allclose(value.half().float(), dict(after.network.named_parameters())[name], atol=1e-5)
-        for name, value in before.network.named_parameters()
-    }
-    still = {name.split(".")[0] for name, was in moved.items() if not was}
-    assert not [name for name in moved if name.startswith("temporal_convs.0.layers.0.2") and not moved[name]], still
+    after, parts = load_model(path), {}
+    weights = dict(after.network.named_parameters())
+    for name, value in before.network.named_parameters():
+        parts.setdefault(name.split(".")[0], []).append((value - weights[name]).abs().max().item())
+    assert not [part for part, changes in parts.items() if max(changes) < 1e-2]
     assert torch.equal(after.autoencoder.decoder.conv_in.weight, before.autoencoder.decoder.conv_in.weight)
 
 
