@@ -68,6 +68,14 @@ def test_a_pan_is_no_cut(speed):
         assert cuts(frames) == cuts([*[frames[0]] * 8, *frames]) == cuts([*frames, *[frames[-1]] * 8]) == []
 
 
+@pytest.mark.parametrize("step", [6, 12, 20])
+def test_a_push_at_the_camera_is_no_cut(step):
+    """The picture moves once, by up to a thirteenth of its width."""
+    for index in range(COUNT):
+        before, after = shot(index, 2, step)
+        assert cuts([*[before] * 8, *[after] * 8]) == []
+
+
 @pytest.mark.parametrize("speed", [0.02, 0.1, 0.3])
 def test_a_zoom_is_no_cut(speed):
     for index in range(COUNT):
