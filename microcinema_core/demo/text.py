@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..files import whole_file
+from ..files import make_folder, whole_file
 from ..model.text import TextEncoder
 from .captions import MEANINGS, random_caption
 from .network import pooled
@@ -34,6 +34,7 @@ def trained_text(text: TextEncoder, steps: int, seed: int, file: Path) -> torch.
             text.load_state_dict(load_file(file))
             return meanings_of(text.config.width, seed)
     meanings = train_text(text, steps, seed)
+    make_folder(file.parent)
     with whole_file(file) as part:
         save_file(text.state_dict(), part, settings)
     return meanings
@@ -69,5 +70,6 @@ def train_text(text: TextEncoder, steps: int, seed: int) -> torch.Tensor:
         loss.backward()
         optimizer.step()
         schedule.step()
+    optimizer.zero_grad()
     print(f"text: {steps} steps, share of the meaning that is missing {loss.item():.3g}", flush=True)
     return to_meaning

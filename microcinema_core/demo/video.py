@@ -255,7 +255,7 @@ class _Batches:
         # Every clip is used twice, forwards and backwards, with the same noise: in the gradient of what depends on the
         # direction, everything else cancels.
         c, table, data = self.config.train, self.config.demo, self.data
-        half = max(1, c.batch_size // 2)
+        half = max(self.world.count, c.batch_size // 2)
         rows = torch.randint(self.count, (half,), generator=generator)
         first, last = table.time_power
         power = first + (last - first) * (step - table.flow_steps) / (c.steps - table.flow_steps)

@@ -139,7 +139,7 @@ def distributed(objective: nn.Module, config: TrainConfig, world: Processes, unu
         return objective
     ids = [world.device.index] if world.device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(
-        objective, device_ids=ids, find_unused_parameters=unused, broadcast_buffers=False, gradient_as_bucket_view=True
+        objective, device_ids=ids, find_unused_parameters=unused, gradient_as_bucket_view=True
     )
 
 

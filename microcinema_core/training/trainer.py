@@ -134,7 +134,7 @@ class Trainer(Generic[Trained]):
         losses = []
         for number, batch in enumerate(micro_batches, 1):
             losses.append(self._backward(self.step, batch, last=number == len(micro_batches)))
-        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.train.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self.averages[0].parameters.values(), self.config.train.clip_norm)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyright: ignore[reportAttributeAccessIssue]
         if not torch.isfinite(norm):
             raise MicroCinemaError(f"the loss is not finite at step {self.step}; lower learning_rate and resume")
