@@ -1,4 +1,4 @@
-"""Progress bars on the console."""
+"""Progress bars and times for the console."""
 
 from __future__ import annotations
 
@@ -27,3 +27,13 @@ def progress_bar(label: str, unit: str = "step", *, shown: bool = True) -> Itera
     finally:
         if bar is not None:
             bar.close()
+
+
+def duration(seconds: float) -> str:
+    """A time in words: "42 s", "3 min", "5 h 12 min", "3 d 4 h"."""
+    hours, minutes = divmod(int(seconds) // 60, 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if not hours:
+        return f"{minutes} min"
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

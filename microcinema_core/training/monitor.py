@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import MicroCinemaError
 from ..files import cannot_write, whole_file
+from ..progress import duration
 from .distributed import Processes
 from .states import cut_log
 
@@ -70,7 +71,7 @@ class Monitor:
         row = {"step": step, **means, "learning_rate": rate, "seconds_per_step": round(each, 4)}
         row |= {"clips_per_second": round(self.clips / seconds, 3), "waiting": round(self.waited / seconds, 4)}
         self.figures(step, {key: value for key, value in row.items() if key != "step"})
-        left = _duration((self.steps - step) * each)
+        left = duration((self.steps - step) * each)
         self.note(
             f"step {step}/{self.steps}  loss {means['loss']:.4g}  gradient {means['grad_norm']:.3g}  rate {rate:.3g}  "
             f"{each:.3g} s a step  {row['clips_per_second']:.3g} clips/s  waiting {row['waiting']:.0%}  {left} left"
@@ -131,13 +132,3 @@ def _add_picture(events, path: Path, step: int) -> None:
     image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
     name = path.stem.split("-", 2)[2:] or ["sheet"]
     events._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=f"samples/{name[0]}", image=image)]), step)
-
-
-def _duration(seconds: float) -> str:
-    """A time in words: "42 s", "3 min", "5 h 12 min", "3 d 4 h"."""
-    hours, minutes = divmod(int(seconds) // 60, 60)
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if not hours:
-        return f"{minutes} min"
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

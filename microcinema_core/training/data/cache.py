@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ...errors import MicroCinemaError
 from ...files import make_folder, whole_file
 from ...model.text import TextEncoder
+from ...progress import duration
 from ..objective import moments
 from .clips import Unusable
 from .samples import Clip, Clips
@@ -214,8 +215,7 @@ def _estimate(clips: Clips, autoencoder: nn.Module, text: TextEncoder | None, va
             size += states_of(text, [clip.caption]).nbytes / variants
         break
     seconds = (time.monotonic() - started) * count
-    hours, minutes = divmod(int(seconds / 60), 60)
-    return f"{count:,} clips: about {count * size / 1e9:.2f} GB, {hours} h {minutes:02d} min in one process"
+    return f"{count:,} clips: about {count * size / 1e6:,.1f} MB, {duration(seconds)} in one process"
 
 
 def _digest(modules: list[Any]) -> str:
