@@ -75,8 +75,10 @@ def run(config: VideoRunConfig, model: ModelConfig, folder: Path, world: Process
         trainer.rehearse(samples.largest(trainer.micro_batch))
     try:
         trainer.run(loader, validation.show)
-    finally:
-        _report_skipped(trainer, clips, loader)
+    except KeyboardInterrupt:  # in all processes
+        _report_skipped(trainer, loader)
+        raise
+    _report_skipped(trainer, loader)
     return validation.path
 
 
@@ -204,8 +206,8 @@ def _order(clips: Clips, rows: np.ndarray, config: VideoRunConfig) -> Order:
     return Order(clips.buckets[rows], config.train.batch_size, config.train.seed)
 
 
-def _report_skipped(trainer: Trainer, clips: Clips, loader: Loader) -> None:
-    """List what could not be used of the data, at the end of a run."""
+def _report_skipped(trainer: Trainer, loader: Loader) -> None:
+    """List what could not be used of the data, at the end of a run; all processes call this together."""
     skipped = {}
     for part in trainer.world.gather(loader.skipped):
         skipped |= part
