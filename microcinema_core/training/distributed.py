@@ -6,6 +6,7 @@ processes when one has ended with an error.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -25,6 +26,7 @@ from ..model.temporal import TemporalConv, TemporalTransformer
 from .config import TrainConfig
 
 TIMEOUT = timedelta(minutes=30)  # the longest time between two steps of a process that are waited for by the others
+PATIENCE = timedelta(days=7)  # the longest time that the first process may take to find and probe the videos
 SHARDED = (ResBlock, SpatialTransformer, TemporalConv, TemporalTransformer)
 
 
@@ -43,7 +45,7 @@ class Processes:
 
     def first_goes_first(self):
         """A context that runs a block in the first process, then in the others, which can use the files it wrote."""
-        return _first_goes_first(self.rank) if self.count > 1 else nullcontext()
+        return _first_goes_first(self.rank, self.count) if self.count > 1 else nullcontext()
 
     def share(self, value: Any) -> Any:
         """The first process's `value`, in all processes."""
@@ -75,13 +77,19 @@ class Processes:
         return self.device if self.device.type == "cuda" else torch.device("cpu")
 
 
+_turns = itertools.count()  # in which the first process has gone first; the same in all
+
+
 @contextmanager
-def _first_goes_first(rank: int) -> Iterator[None]:
+def _first_goes_first(rank: int, processes: int) -> Iterator[None]:
+    """All leave the block together. They wait in the store that torchrun has made, as barriers of NCCL and gloo give up
+    after TIMEOUT."""
+    store, turn = dist.distributed_c10d._get_default_store(), next(_turns)
     if rank:
-        dist.barrier()
+        store.wait([f"turn {turn} of 0"], PATIENCE)
     yield
-    if not rank:
-        dist.barrier()
+    store.set(f"turn {turn} of {rank}", b"")
+    store.wait([f"turn {turn} of {other}" for other in range(processes)], PATIENCE)
 
 
 @contextmanager

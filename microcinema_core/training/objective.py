@@ -6,6 +6,7 @@ The loss is the squared error of the network's output: of eps as in the paper, o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -92,9 +93,15 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: value.to(device, non_blocking=True) for name, value in tensors.items() if value is not None}
-        return replace(self, **moved)
+        return replace(self, **{name: change(value) for name, value in tensors.items() if value is not None})
 
 
 def scaled_latents(batch: Batch, autoencoder: Autoencoder) -> Tensor:

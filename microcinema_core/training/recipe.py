@@ -69,16 +69,21 @@ def run(config: VideoRunConfig, model: ModelConfig, folder: Path, world: Process
         channels=loaded.config.autoencoder.latent_channels,
     )  # fmt: skip
     trainer = Trainer(prepared.objective, config, folder, world, data=clips.identity)
+    for bucket, count in samples.order.too_small.items():
+        size = "×".join(map(str, clips.sizes[bucket]))
+        trainer.monitor.note(f"{count} videos of {size} are too few for a batch of {c.batch_size} and left out")
     loader = Loader(samples, world.rank, trainer.share, c.workers)
     validation = Validation(prepared, clips, held_out if table.held_out else rows, trainer, folder)
     if trainer.step < c.steps:
         trainer.rehearse(samples.largest(trainer.micro_batch))
+    alone = False
     try:
         trainer.run(loader, validation.show)
-    except KeyboardInterrupt:  # in all processes
-        _report_skipped(trainer, loader)
+    except Exception:  # maybe of this process only: the others would not answer
+        alone = True
         raise
-    _report_skipped(trainer, loader)
+    finally:
+        _report_skipped(trainer, [loader.skipped] if alone else world.gather(loader.skipped))
     return validation.path
 
 
@@ -206,10 +211,10 @@ def _order(clips: Clips, rows: np.ndarray, config: VideoRunConfig) -> Order:
     return Order(clips.buckets[rows], config.train.batch_size, config.train.seed)
 
 
-def _report_skipped(trainer: Trainer, loader: Loader) -> None:
-    """List what could not be used of the data, at the end of a run; all processes call this together."""
+def _report_skipped(trainer: Trainer, parts: list[dict[str, str]]) -> None:
+    """List what the processes could not use of the data, at the end of a run."""
     skipped = {}
-    for part in trainer.world.gather(loader.skipped):
+    for part in parts:
         skipped |= part
     for name, reason in sorted(skipped.items())[:20]:
         trainer.monitor.note(f"skipped {name}: {reason}")

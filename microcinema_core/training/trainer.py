@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -60,7 +61,8 @@ class Trainer(Generic[Trained]):
         c = config.train
         self.share = self.micro_batches, self.micro_batch = c.share(world.count)
         make_folder(folder)
-        self.step = check_state(folder, c.steps, self.identity)
+        # The first process's word, as another machine may see a shared folder later than it changes:
+        self.step = world.share(check_state(folder, c.steps, self.identity))
         self.wrapped = distributed(objective, c, world, objective.skips_parameters)
         # After the parameters may have been divided between the processes:
         self.averages = [Ema(objective, std=std) for std in c.ema_std] or [Ema(objective, c.ema)]
@@ -85,10 +87,10 @@ class Trainer(Generic[Trained]):
         Raises MicroCinemaError where it does.
         """
         try:
+            if not self.step:  # from the second step on they are there beside the activations
+                allocate_moments(self.optimizer)
             for number in range(self.micro_batches):
                 self._backward(self.step, batch, last=number == self.micro_batches - 1)
-            if not self.step:
-                allocate_moments(self.optimizer)
         except torch.OutOfMemoryError as error:
             raise MicroCinemaError(
                 f"a step of {self.micro_batch} clips does not fit into the memory of {self.world.device}: give a lower "
@@ -106,8 +108,8 @@ class Trainer(Generic[Trained]):
         MicroCinemaError for a loss that is not finite.
         """
         c, signals, stop = self.config.train, [], False
-        with on_stop_signal(lambda: signals.append(True)), self.monitor:
-            steps = batches(self.step) if self.step < c.steps else iter(())
+        steps = batches(self.step) if self.step < c.steps else iter(())
+        with on_stop_signal(lambda: signals.append(True)), self.monitor, _closing(steps):
             while self.step < c.steps and not stop:
                 with self.monitor.waiting():
                     micro_batches = next(steps)
@@ -168,6 +170,15 @@ class Trainer(Generic[Trained]):
         """Write the state of the run: weights, averages, moments, step and settings."""
         tensors = dict(state_tensors(self.averages, self.optimizer))
         save_state(self.folder, self.step, self.identity, tensors, self.world, self.config.train.keep)
+
+
+@contextmanager
+def _closing(steps: Iterator[Any]) -> Iterator[None]:
+    """Close the batches at the end, whose workers would outlive an exception; an iterator may have nothing to close."""
+    try:
+        yield
+    finally:
+        getattr(steps, "close", lambda: None)()
 
 
 def _optimizer(objective: Objective, config: RunConfig) -> torch.optim.Optimizer:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from footage import pan, write_footage
 from short_runs import log_of, same_states, state_of, torchrun
 from tiny_runs import footage_folder, tiny_run
+from torch.utils.data._utils import pin_memory
 
 from microcinema_core.checkpoint import load_model, read_config
 from microcinema_core.errors import MicroCinemaError
@@ -21,7 +24,8 @@ from microcinema_core.header import read_training
 from microcinema_core.images import load_picture
 from microcinema_core.pipeline import Pipeline
 from microcinema_core.training import recipe
-from microcinema_core.training.data.samples import Loader, Samples, split
+from microcinema_core.training.data.samples import Loader, Sample, Samples, split
+from microcinema_core.training.data.videos import VideoSet
 from microcinema_core.training.distributed import Processes
 from microcinema_core.training.objective import scaled_latents
 from microcinema_core.training.settings import VideoRunConfig
@@ -158,6 +162,42 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path, toml):
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
 
+def test_a_signal_to_the_workers_too_saves_the_step(tmp_path, toml):
+    """As Ctrl-C sends it, and torchrun."""
+    command = [sys.executable, "-m", "microcinema_core", "train", str(toml), "--out", str(tmp_path / "run")]
+    for setting in ("steps=1000", "workers=2", "save_every=1000", "sample_every=1000"):
+        command += ["--set", f"train.{setting}"]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    for line in running.stdout:
+        if line.startswith("step 2/"):
+            break
+    os.killpg(running.pid, signal.SIGTERM)
+    output = running.communicate(timeout=120)[0]
+    assert "stopped at step" in output, output
+    assert len(states(tmp_path / "run")) == 1
+
+
+CRASH = """
+import sys
+from pathlib import Path
+from microcinema_core.training import recipe
+from microcinema_core.training.trainer import Trainer
+def crash(*_):
+    raise RuntimeError("a crash")
+if __name__ == "__main__":
+    Trainer._take_step = crash
+    recipe.main(Path(sys.argv[1]), Path(sys.argv[2]), {"train.workers": "1"})
+"""
+
+
+def test_no_worker_outlives_a_crash(tmp_path, toml):
+    (tmp_path / "crash.py").write_text(CRASH)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(tmp_path / "crash.py"), str(toml), str(tmp_path / "run")]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1 and ended.stderr.splitlines()[-1] == "RuntimeError: a crash"
+
+
 # --- what is trained ---
 
 
@@ -253,7 +293,40 @@ def test_unusable_videos_are_skipped_counted_and_listed(tmp_path, toml, clips, c
     assert "6 videos, skipped: " in output and "1 no caption" in output
 
 
+def test_videos_that_fill_no_batch_of_their_size_are_told(tmp_path, toml, clips, capsys):
+    videos = tmp_path / "clips"
+    shutil.copytree(clips, videos)
+    write_footage(videos / "tall", pan(40, (36, 64), 9), fps=10)
+    (videos / "tall.txt").write_text("the camera pans over a tall picture")
+    settings = {"data.folder": str(videos), "data.buckets": "true", "train.steps": "1"}
+    recipe.main(toml, tmp_path / "run", settings)
+    assert "1 videos of 24×40 are too few for a batch of 4 and left out" in capsys.readouterr().out
+
+
+def test_a_batch_is_pinned_whole(tmp_path, toml, monkeypatch):
+    [batch], pinned = [batch_of(toml, tmp_path)[0]], []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    assert pin_memory.pin_memory(Sample(batch, [])).batch == batch
+    assert len(pinned) == 5  # noise, timesteps, posterior, text, pixels
+
+
+def test_no_worker_gets_the_list_of_skipped_videos(tmp_path, clips):
+    videos = tmp_path / "clips"
+    shutil.copytree(clips, videos)
+    (videos / "clip1.txt").unlink()
+    found = VideoSet.from_folder(videos)
+    assert found.skipped == {"clip1": "no caption"} and pickle.loads(pickle.dumps(found)).skipped == {}
+
+
 # --- bad input ---
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_an_error_in_a_worker_is_one_sentence_too(tmp_path, toml, workers):
+    with pytest.raises(MicroCinemaError) as caught:
+        batch_of(toml, tmp_path, data__fps="[30.0]", train__workers=workers)
+    assert str(caught.value).startswith("20 clips one after another are unusable, such as 'clip")
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(

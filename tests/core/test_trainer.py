@@ -155,6 +155,20 @@ def test_a_rehearsed_step_changes_nothing(tmp_path):
     assert same_states(tmp_path / "plain", tmp_path / "rehearsed")
 
 
+def test_the_moments_are_there_while_a_step_is_rehearsed(tmp_path, monkeypatch):
+    """As from the second step on, when the memory is fullest."""
+    trainer, moments = trainer_in(tmp_path), []
+    forward = trainer.objective.forward
+
+    def counting(*arguments):
+        moments.append(len(trainer.optimizer.state))
+        return forward(*arguments)
+
+    monkeypatch.setattr(trainer.objective, "forward", counting)
+    trainer.rehearse(torch.randn(6, 4))
+    assert moments == [2] and not trainer.optimizer.state
+
+
 def test_memory_that_is_too_small_is_named_before_the_first_step(tmp_path, monkeypatch):
     trainer = trainer_in(tmp_path)
 
@@ -371,6 +385,32 @@ def test_a_process_that_dies_ends_the_run_and_leaves_its_last_state(tmp_path):
     assert "SIGKILL" in output
     step = int(states(tmp_path)[-1].name.removeprefix("step-"))
     assert trainer_in(tmp_path, changed(steps=10**6, save_every=10, log_every=1000)).step == step
+
+
+SLOW_START = """
+import sys, time
+from datetime import timedelta
+from pathlib import Path
+from short_runs import CONFIG
+from microcinema_core.training import distributed
+distributed.TIMEOUT = timedelta(seconds=2)
+with distributed.processes(CONFIG.train, Path(sys.argv[1])) as world:
+    for seconds in (4, 0):
+        with world.first_goes_first():
+            if world.first:
+                time.sleep(seconds)
+                (Path(sys.argv[1]) / f"found{seconds}").touch()
+            assert (Path(sys.argv[1]) / f"found{seconds}").exists()
+    print(f"all {world.count}" if world.gather(world.rank) == [0, 1] else "", flush=True)
+"""
+
+
+def test_the_others_wait_for_the_first_longer_than_for_a_step(tmp_path):
+    (tmp_path / "slow_start.py").write_text(SLOW_START)
+    paths = f"{tmp_path}:{ROOT / 'tests/helpers'}:{ROOT}"
+    started = torchrun(2, tmp_path / "run", module="slow_start", PYTHONPATH=paths)
+    output = started.communicate(timeout=120)[0]
+    assert started.returncode == 0 and output.count("all 2") == 2, output
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,9 @@ class CachedClips:
         self.folder = folder
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
-            self._videos = [json.loads(line) for line in (folder / VIDEOS).read_text("utf-8").splitlines()]
+            with (folder / VIDEOS).open(encoding="utf-8") as file:
+                videos = [(row["id"], row["bucket"]) for row in map(json.loads, file)]
+            self._ids = [id for id, _ in videos]
             self.identity, self.variants = manifest["identity"], manifest["variants"]
             self.has_states, made_with = manifest["states"], manifest["settings"]
         except (OSError, ValueError, KeyError) as error:
@@ -51,18 +53,18 @@ class CachedClips:
                 raise MicroCinemaError(
                     f"the cache '{folder}' was made with {name} {made_with.get(name)}, not {value}: make another one"
                 )
-        if missing := [path for path in shards_of(folder, len(self._videos) * self.variants) if not path.exists()]:
+        if missing := [path for path in shards_of(folder, len(self._ids) * self.variants) if not path.exists()]:
             raise MicroCinemaError(f"the cache '{folder}' lacks {missing[0].name}: run `microcinema cache` again")
         self.sizes = [(width, height) for width, height in made_with["sizes"]]
-        self.buckets = np.array([video["bucket"] for video in self._videos], np.int64)
+        self.buckets = np.array([bucket for _, bucket in videos], np.int64)
 
     def name(self, index: int) -> str:
         """The video's id."""
-        return self._videos[index]["id"]
+        return self._ids[index]
 
     def captions(self) -> Iterator[str]:
         """The captions of all clips."""
-        for path in shards_of(self.folder, len(self._videos) * self.variants):
+        for path in shards_of(self.folder, len(self._ids) * self.variants):
             yield from _header(path)["captions"].values()
 
     def read(self, index: int, visit: int) -> Clip:

@@ -7,6 +7,7 @@ loading workers changes what is learned, and a run can go on from any step.
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -68,6 +69,10 @@ class Sample:
 
     batch: Batch
     skipped: list[tuple[str, str]]
+
+    def pin_memory(self) -> Sample:
+        """The sample in page-locked memory, which is copied to a GPU while that computes; DataLoader calls this."""
+        return replace(self, batch=self.batch.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -178,20 +183,34 @@ class Loader:
         loader = DataLoader(
             self.samples, batch_sampler=_Keys(first, self.rank, *self.share), num_workers=self.workers,
             collate_fn=collate, pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread if self.workers else None,
+            worker_init_fn=_begin_worker if self.workers else None,
             multiprocessing_context="spawn" if self.workers else None, prefetch_factor=2 if self.workers else None,
         )  # fmt: skip
-        micro_batches = []
-        for sample in loader:
-            self.skipped |= dict(sample.skipped)
-            micro_batches.append(sample.batch)
-            if len(micro_batches) == self.share[0]:
-                yield micro_batches
-                micro_batches = []
+        samples, micro_batches = iter(loader), []
+        try:
+            for sample in samples:
+                self.skipped |= dict(sample.skipped)
+                micro_batches.append(sample.batch)
+                if len(micro_batches) == self.share[0]:
+                    yield micro_batches
+                    micro_batches = []
+        except MicroCinemaError as error:
+            raise _sentence(error) from error
+        finally:  # an exception that nobody catches would keep them, and they this process from its end
+            getattr(samples, "_shutdown_workers", lambda: None)()
 
 
-def _one_thread(_: int) -> None:
+def _begin_worker(_: int) -> None:
+    """One thread, and no end by a signal: Ctrl-C and torchrun send it to the workers too, whose death would end the run
+    before it has saved its state. A worker ends with the process that started it."""
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _sentence(error: MicroCinemaError) -> MicroCinemaError:
+    """The error of a worker without the traceback that DataLoader puts before it."""
+    return MicroCinemaError(str(error).strip().splitlines()[-1].rpartition("MicroCinemaError: ")[2])
 
 
 def split(count: int, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -131,7 +131,7 @@ class VideoSet:
         return (self[index] for index in range(len(self)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_map": None}
+        return self.__dict__ | {"_map": None, "skipped": {}}  # every worker of the loader gets a copy
 
     def reasons(self) -> dict[str, int]:
         """How many videos were skipped for each reason, the most frequent first."""
