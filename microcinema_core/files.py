@@ -28,10 +28,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     try:
         mode = _usual_mode(part)
         yield part
-        if (
-            part.is_file() and stat.S_IMODE(part.stat().st_mode) != mode
-        ):  # safetensors gives its files to their owner alone
-            part.chmod(mode)
+        if part.is_file() and stat.S_IMODE(part.stat().st_mode) != mode:
+            part.chmod(mode)  # safetensors gives its files to their owner alone
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         raise cannot_write(path, error) from error
