@@ -208,10 +208,32 @@ def cache(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """`microcinema evaluate`: measure a model on drawn scenes and photographs."""
-    demo_module("evaluate").main(
-        arguments.model, scenes=arguments.scenes, sheets=arguments.sheets, as_json=arguments.json
-    )
+    """`microcinema evaluate`: measure a model on videos, or on drawn scenes and photographs."""
+    videos_only = ("table", "count", "seed", "device", "dtype", "tokenizer")
+    for name in ("scenes",) if arguments.clips else videos_only:
+        if getattr(arguments, name) is not None:
+            cure = "with --clips: leave one of the two out" if arguments.clips else "without --clips: name a folder too"
+            raise MicroCinemaError(f"--{name} does nothing {cure}")
+    if not arguments.clips:
+        demo_module("evaluate").main(
+            arguments.model, scenes=_or(arguments.scenes, 200), sheets=arguments.sheets, as_json=arguments.json
+        )
+        return
+    from . import evaluation, files, header
+
+    if arguments.sheets:
+        files.make_folder(arguments.sheets)
+    arguments.device, arguments.dtype = _or(arguments.device, "auto"), _or(arguments.dtype, "float32")
+    pipeline = _load(arguments, arguments.model)
+    with progress_bar("evaluate", "video", delay=5) as progress:
+        videos = evaluation.open_videos(pipeline, arguments.clips, arguments.table, progress)
+    with progress_bar("evaluate", "clip") as progress:
+        found = evaluation.evaluate(
+            pipeline, videos, count=_or(arguments.count, evaluation.CLIPS), seed=_or(arguments.seed, 0),
+            sheets=arguments.sheets, progress=progress,
+            trained_on=header.read_training(header.resolve(arguments.model)).get("data"),
+        )  # fmt: skip
+    print(json.dumps(found.to_json(), indent=2, allow_nan=False) if arguments.json else found.words())
 
 
 def fvd(arguments: argparse.Namespace) -> None:
@@ -250,11 +272,11 @@ def fvd(arguments: argparse.Namespace) -> None:
 # --- helpers of the commands ---
 
 
-def _load(arguments: argparse.Namespace, model: str, condition: str) -> Pipeline:
+def _load(arguments: argparse.Namespace, model: str, condition: str | None = None) -> Pipeline:
     """Load the model of that name or file for the options of the command.
 
     Raises MicroCinemaError unless the model is conditioned as `condition` says: on its "centre" frame to animate, on
-    both "ends" to interpolate.
+    both "ends" to interpolate, None on either.
     """
     import torch
 
@@ -263,7 +285,7 @@ def _load(arguments: argparse.Namespace, model: str, condition: str) -> Pipeline
 
     path, device = header.resolve(model), _device(arguments.device)
     config = header.read_config(path)
-    if config.network.condition != condition:
+    if condition not in (None, config.network.condition):
         use = f"animates pictures: use {INTERPOLATION_MODEL}"
         if condition == "centre":
             use = f"puts frames between frames: use it with `microcinema interpolate`, or {MODEL} here"
@@ -453,14 +475,25 @@ def _parser() -> argparse.ArgumentParser:
     configured(command(train, "train a model"), "folder for checkpoints, log, samples and the model", False)
     configured(command(cache, "encode the clips of a training beforehand"), "folder for caches", True)
 
-    six = command(evaluate, "measure a model on scenes and photographs it has never seen")
-    six.add_argument("model", nargs="?", default=MODEL, metavar="MODEL", help="bundled model or file (%(default)s)")
-    six.add_argument("--json", action="store_true", help="for machines")
-    six.add_argument("--scenes", type=_whole(1), default=200, metavar="N", help="drawn scenes (%(default)s)")
-    six.add_argument("--sheets", type=Path, metavar="DIR", help="also write sheets of the clips there")
-
+    _evaluate_options(command(evaluate, "measure a model on videos, or on scenes and photographs it has never seen"))
     _fvd_options(command(fvd, "measure the Fréchet video distance of a model on your copy of UCF-101 or MSR-VTT"))
     return parser
+
+
+def _evaluate_options(added: argparse.ArgumentParser) -> None:
+    added.add_argument("model", nargs="?", default=MODEL, metavar="MODEL", help="bundled model or file (%(default)s)")
+    added.add_argument("--json", action="store_true", help="for machines")
+    added.add_argument("--sheets", type=Path, metavar="DIR", help="also write sheets of the clips there")
+    added.add_argument("--scenes", type=_whole(1), metavar="N", help="drawn scenes, for the bundled models (200)")
+    added.set_defaults(compile=False)
+    videos = added.add_argument_group("on videos, any model")
+    videos.add_argument("--clips", type=Path, metavar="FOLDER", help="videos with captions beside them in .txt files")
+    videos.add_argument("--table", type=Path, metavar="CSV", help="captions in a table like WebVid's instead")
+    videos.add_argument("--count", type=_whole(1), metavar="N", help="videos, a clip of each (100)")
+    videos.add_argument("--seed", type=_whole(0, 2**62), help="of videos, places, noise (0)")
+    videos.add_argument("--device", help="auto, cpu, cuda, mps (auto)")
+    videos.add_argument("--dtype", choices=_DTYPES, help="of the networks (float32)")
+    videos.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="CLIP's vocab.json and merges.txt (full size)")
 
 
 def _fvd_options(added: argparse.ArgumentParser) -> None:

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(label: str, unit: str = "step", *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function of (done, total) that shows a progress bar, from its first call on: an error before it is the
-    only line of output."""
+def progress_bar(
+    label: str, unit: str = "step", *, shown: bool = True, delay: float = 0
+) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of (done, total) that shows a progress bar, from its first call on or `delay` seconds later: an
+    error before it is the only line of output."""
     bar = None
 
     def update(done: int, total: int) -> None:
@@ -18,7 +20,7 @@ def progress_bar(label: str, unit: str = "step", *, shown: bool = True) -> Itera
         if bar is None and shown:
             from tqdm import tqdm
 
-            bar = tqdm(desc=label, total=total, file=sys.stderr, unit=unit)
+            bar = tqdm(desc=label, total=total, file=sys.stderr, unit=unit, delay=delay)
         if bar is not None:
             bar.update(done - bar.n)
 

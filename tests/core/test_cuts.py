@@ -1,4 +1,4 @@
-"""What is a cut: photographs that follow each other; moves, flashes, fades and light are none."""
+"""What is a cut: pictures that follow each other; moves, flashes, fades and light are none."""
 
 import importlib.util
 from itertools import permutations
@@ -8,28 +8,21 @@ import av
 import numpy as np
 import pytest
 from av.video.reformatter import VideoReformatter
-from footage import PHOTOGRAPHS, pan, photograph
+from footage import PICTURES, cuts, pan, picture
 from PIL import Image
 
 from microcinema_core.training.data.cuts import find_cuts, thumbnail
 
 SIZE = (256, 144)
-COUNT = len(PHOTOGRAPHS)
-
-
-def cuts(frames) -> list[int]:
-    reformatter = VideoReformatter()
-    pictures = [av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24") for frame in frames]
-    return find_cuts(np.stack([thumbnail(picture, reformatter) for picture in pictures]))
 
 
 def shot(index: int, frames: int = 20, speed: float = 1) -> list[np.ndarray]:
     return list(pan(frames, SIZE, index, speed))
 
 
-def test_every_cut_between_two_photographs_is_found():
-    for first, second in permutations(range(COUNT), 2):
-        assert cuts([*shot(first, 8), *shot(second, 8)]) == [8], (PHOTOGRAPHS[first].stem, PHOTOGRAPHS[second].stem)
+def test_every_cut_between_two_pictures_is_found():
+    for first, second in permutations(range(PICTURES), 2):
+        assert cuts([*shot(first, 8), *shot(second, 8)]) == [8], (first, second)
 
 
 def test_a_cut_at_the_edge_of_a_clip_is_found():
@@ -38,25 +31,25 @@ def test_a_cut_at_the_edge_of_a_clip_is_found():
 
 
 def test_a_cut_during_a_pan_is_found():
-    assert all(cuts([*shot(index, 8, 6), *shot((index + 1) % COUNT, 8, 6)]) == [8] for index in range(COUNT))
+    assert all(cuts([*shot(index, 8, 6), *shot((index + 1) % PICTURES, 8, 6)]) == [8] for index in range(PICTURES))
 
 
 def test_a_cut_to_a_detail_of_the_same_picture_is_found():
     """97 % of them: what is missed are parts of a night sky."""
     found = total = 0
-    for index in range(COUNT):
+    for index in range(PICTURES):
         parts = [(0, 0, 512, 288), (0, 0, 256, 144), (256, 144, 512, 288), (128, 72, 384, 216)]
-        shots = [[photograph_part(index, part)] * 8 for part in parts]
+        shots = [[part_of(index, part)] * 8 for part in parts]
         for first, second in permutations(shots, 2):
             total, found = total + 1, found + (cuts([*first, *second]) == [8])
     assert found / total > 0.93
 
 
-def photograph_part(index: int, part: tuple[int, int, int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(photograph(index, 512, 288)).crop(part).resize(SIZE))
+def part_of(index: int, part: tuple[int, int, int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(picture(index, 512, 288)).crop(part).resize(SIZE))
 
 
-@pytest.mark.parametrize("index", range(COUNT))
+@pytest.mark.parametrize("index", range(PICTURES))
 def test_a_cut_from_black_or_to_white_is_found(index):
     blank = [np.zeros((SIZE[1], SIZE[0], 3), np.uint8)] * 6
     assert cuts([*blank, *shot(index, 6)]) == [6] and cuts([*shot(index, 6), *(frame + 255 for frame in blank)]) == [6]
@@ -65,7 +58,7 @@ def test_a_cut_from_black_or_to_white_is_found(index):
 @pytest.mark.parametrize("speed", [1, 4, 12, 25, 40])
 def test_a_pan_is_no_cut(speed):
     """Up to a sixth of the picture a frame; it may begin and end at once."""
-    for index in range(COUNT):
+    for index in range(PICTURES):
         frames = shot(index, 20, speed)
         assert cuts(frames) == cuts([*[frames[0]] * 8, *frames]) == cuts([*frames, *[frames[-1]] * 8]) == []
 
@@ -73,15 +66,15 @@ def test_a_pan_is_no_cut(speed):
 @pytest.mark.parametrize("step", [6, 12, 20])
 def test_a_push_at_the_camera_is_no_cut(step):
     """The picture moves once, by up to a thirteenth of its width."""
-    for index in range(COUNT):
+    for index in range(PICTURES):
         before, after = shot(index, 2, step)
         assert cuts([*[before] * 8, *[after] * 8]) == []
 
 
 @pytest.mark.parametrize("speed", [0.02, 0.1, 0.3])
 def test_a_zoom_is_no_cut(speed):
-    for index in range(COUNT):
-        large, frames = Image.fromarray(photograph(index, 512, 288)), []
+    for index in range(PICTURES):
+        large, frames = Image.fromarray(picture(index, 512, 288)), []
         for step in range(14):
             x, y = (side / 2 * (1 - 1 / (1 + speed * step)) for side in large.size)
             frames.append(np.asarray(large.resize(SIZE, box=(x, y, 512 - x, 288 - y))))
@@ -90,7 +83,7 @@ def test_a_zoom_is_no_cut(speed):
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
 def test_a_flash_is_no_cut(length):
-    for index in range(COUNT):
+    for index in range(PICTURES):
         frames = shot(index)
         for place in range(9, 9 + length):
             frames[place] = 255 - (255 - frames[place]) // 5
@@ -99,9 +92,9 @@ def test_a_flash_is_no_cut(length):
 
 @pytest.mark.parametrize("length", [3, 12])
 def test_fades_and_dissolves_are_no_cuts(length):
-    for index in range(COUNT):
+    for index in range(PICTURES):
         shares = [min(1.0, max(0.0, (step - 4) / length)) for step in range(20)]
-        one, other = shot(index), shot((index + 1) % COUNT)
+        one, other = shot(index), shot((index + 1) % PICTURES)
         mixed = [a * (1 - share) + b * share for a, b, share in zip(one, other, shares, strict=True)]
         assert cuts([(frame * share).astype(np.uint8) for frame, share in zip(one, shares, strict=True)]) == []
         assert cuts([frame.astype(np.uint8) for frame in mixed]) == []
@@ -115,7 +108,7 @@ def test_noise_is_no_cut():
 
 @pytest.mark.parametrize("share", [0.7, 0.4])
 def test_a_light_that_is_switched_is_no_cut(share):
-    for index in range(COUNT):
+    for index in range(PICTURES):
         frames = shot(index)
         assert cuts([*frames[:10], *((frame * share).astype(np.uint8) for frame in frames[10:])]) == []
 

@@ -160,7 +160,7 @@ def test_whatever_is_wrong_is_counted_with_its_reason(webvid, originals):
 
 def test_without_captions_all_videos_are_of_use(tmp_path, originals):
     shutil.copy(originals[0], tmp_path / "a.mp4")
-    with pytest.raises(MicroCinemaError, match=r"no video to train on in .*skipped: no caption \(1\): mend"):
+    with pytest.raises(MicroCinemaError, match=r"no usable video in .*skipped: no caption \(1\): mend"):
         VideoSet.from_folder(tmp_path)
     assert VideoSet.from_folder(tmp_path, captions=False)[0].caption == ""
 
@@ -168,7 +168,7 @@ def test_without_captions_all_videos_are_of_use(tmp_path, originals):
 def test_bad_input_ends_in_one_sentence(tmp_path, originals):
     with pytest.raises(MicroCinemaError, match="is no folder"):
         VideoSet.from_folder(tmp_path / "missing")
-    with pytest.raises(MicroCinemaError, match="no video to train on in .*: name a folder with videos"):
+    with pytest.raises(MicroCinemaError, match="no usable video in .*: name a folder with videos"):
         VideoSet.from_folder(tmp_path)
     with pytest.raises(MicroCinemaError, match="table .* cannot be read"):
         VideoSet.from_folder(tmp_path, tmp_path / "missing.csv")

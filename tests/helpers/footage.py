@@ -7,13 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image
+from av.video.reformatter import VideoReformatter
+from PIL import Image, ImageDraw, ImageOps
 
-PHOTOGRAPHS = sorted((Path(__file__).parents[2] / "microcinema_core" / "demo" / "photographs").glob("*.jpg"))
+from microcinema_core.training.data.cuts import find_cuts, thumbnail
+
+PHOTO = Path(__file__).parents[2] / "pictures" / "photo.jpg"
+PICTURES = 11  # different ones
 FIELD = 12  # pixels of a field of the code, 4 x 2 of which are in the middle
 SIZE = (160, 96)
 # Encoder, its options, suffix and pixel format. The groups of pictures are short, so that clips begin within one.
@@ -34,19 +39,56 @@ CODECS = {
 }
 
 
-def photograph(index: int, width: int, height: int) -> np.ndarray:
-    """One of the photographs, (height, width, 3)."""
-    with Image.open(PHOTOGRAPHS[index % len(PHOTOGRAPHS)]) as image:
+def picture(which: int | Path, width: int, height: int) -> np.ndarray:
+    """One of the different pictures, (height, width, 3): a photograph and what else can be made of it, discs that cover
+    each other ("dead leaves"), and clouds, the last two with the spectra of photographs. Or that of a file."""
+    if isinstance(which, int):
+        return np.asarray(_picture(which % PICTURES).resize((width, height)))
+    with Image.open(which) as image:
         return np.asarray(image.convert("RGB").resize((width, height)))
 
 
-def pan(count: int, size: tuple[int, int] = SIZE, index: int = 0, speed: float = 0.5) -> Iterator[np.ndarray]:
-    """Frames (h, w, 3) of a camera that moves to the right over a photograph, `speed` pixels a frame."""
+@cache
+def _picture(index: int) -> Image.Image:
+    random, side = np.random.default_rng(index), 256
+    if index % 3 == 0:
+        with Image.open(PHOTO) as image:
+            photo = image.convert("RGB")
+        turned = photo.transpose(Image.Transpose.ROTATE_180)
+        red, green, blue = turned.split()
+        details = [photo, turned.crop((0, 0, 200, 300)), Image.merge("RGB", (blue, red, green)), ImageOps.invert(photo)]
+        return details[index // 3]
+    dark, light = np.sort(random.uniform(0, 255, (2, 3)), 0)
+    if index % 3 == 1:
+        image = Image.new("RGB", (side, side))
+        for _ in range(2500):
+            radius, (x, y) = min(4 / random.random() ** 0.5, 80), random.uniform(0, side, 2)
+            colour = tuple(random.uniform(dark, light).astype(int).tolist())
+            ImageDraw.Draw(image).ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+        return image
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(side), np.fft.fftfreq(side)))
+    waves = np.fft.fft2(random.normal(size=(3, side, side))) / np.maximum(frequency, 1 / side)
+    clouds = np.moveaxis(np.fft.ifft2(waves).real, 0, -1)
+    shares = 0.5 + (clouds - clouds.mean((0, 1))) / clouds.std((0, 1)) / 4
+    return Image.fromarray((dark + (light - dark) * shares).clip(0, 255).astype(np.uint8))
+
+
+def pan(
+    count: int, size: tuple[int, int] = SIZE, index: int | Path = 0, speed: float = 0.5
+) -> Iterator[np.ndarray]:  # fmt: skip
+    """Frames (h, w, 3) of a camera that moves to the right over a picture, `speed` pixels a frame."""
     width, height = size
-    picture = photograph(index, width + int(count * abs(speed)) + 1, height)
+    whole = picture(index, width + int(count * abs(speed)) + 1, height)
     for number in range(count):
         left = int(number * speed) if speed >= 0 else int((count - number) * -speed)
-        yield picture[:, left : left + width]
+        yield whole[:, left : left + width]
+
+
+def cuts(frames: Iterable[np.ndarray]) -> list[int]:
+    """The cuts that are found in frames (h, w, 3)."""
+    reformatter = VideoReformatter()
+    pictures = [av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24") for frame in frames]
+    return find_cuts(np.stack([thumbnail(frame, reformatter) for frame in pictures]))
 
 
 def coded(frames: Iterable[np.ndarray], first: int = 0) -> Iterator[np.ndarray]:
@@ -104,11 +146,10 @@ def write_footage(
                     stream.set_display_rotation(rotation)
                 if ratio:
                     stream.sample_aspect_ratio = ratio
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(values), format="rgb24")
-            picture = picture.reformat(format=pixels)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(values), format="rgb24").reformat(format=pixels)
             at = times[index] if times else index / rate
-            picture.pts, picture.time_base = round((at + late) / base), base
-            container.mux(stream.encode(picture))
+            frame.pts, frame.time_base = round((at + late) / base), base
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
         if track is not None:
             _write_sound(container, track, 2.0)

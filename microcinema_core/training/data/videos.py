@@ -228,7 +228,7 @@ class VideoSet:
             return self
         reasons = ", ".join(f"{reason} ({count})" for reason, count in self.reasons().items())
         raise MicroCinemaError(
-            f"there is no video to train on in {where}"
+            f"there is no usable video in {where}"
             + (f", skipped: {reasons}: mend these files or name others" if reasons else ": name a folder with videos")
         )
 
