@@ -157,14 +157,15 @@ def open_clips(config: VideoRunConfig, model: ModelConfig, folder: Path, world: 
     if table.scenes:
         return demo_module("drawn").DrawnClips(table.scenes, model)
     return VideoClips(
-        open_videos(table, folder, world), model.network.frames, rates(config, model), sizes(config, model),
-        config.train.seed,
+        open_videos(table, folder, world, captions=model.text is not None), model.network.frames,
+        rates(config, model), sizes(config, model), config.train.seed,
     )  # fmt: skip
 
 
-def open_videos(table: DataTable, folder: Path, world: Processes) -> VideoSet:
-    """Find and probe the videos of the table [data]. What is skipped is counted on the console."""
-    options: dict[str, Any] = {"cache": Path(table.probes) if table.probes else folder}
+def open_videos(table: DataTable, folder: Path, world: Processes, captions: bool = True) -> VideoSet:
+    """Find and probe the videos of the table [data]; with `captions`, those that have one. What is skipped is counted
+    on the console."""
+    options: dict[str, Any] = {"cache": Path(table.probes) if table.probes else folder, "captions": captions}
     with progress_bar("videos", "video", shown=world.first) as progress:
         if table.shards:
             videos = VideoSet.from_shards(table.shards, progress=progress, **options)
