@@ -171,11 +171,9 @@ def init(arguments: argparse.Namespace) -> None:
     if arguments.kind == AUTOENCODER_KIND:
         from .convert.autoencoder import convert_autoencoder
 
-        autoencoder = convert_autoencoder(arguments.source, arguments.output)
-        channels, scale = autoencoder.latent_channels, autoencoder.scale
-        print(
-            f"{arguments.output}: an autoencoder of {channels} channels, {autoencoder.factor} pixels a cell, scale {scale:g}"
-        )
+        config = convert_autoencoder(arguments.source, arguments.output)
+        size = f"{config.latent_channels} channels, {config.factor} pixels a cell, scale {config.scale:g}"
+        print(f"{arguments.output}: an autoencoder of {size}")
         return
     with progress_bar("init", "tensor") as progress:
         report = initialise(

@@ -28,7 +28,7 @@ from .data.sources import VideoClips
 from .data.videos import VideoSet
 from .distributed import Processes, processes, training_device
 from .objective import VideoModel, VideoObjective
-from .parameters import select
+from .parameters import memory, select
 from .settings import DataTable, VideoRunConfig
 from .start import check_model, initial_model
 from .states import check_state
@@ -71,6 +71,7 @@ def run(config: VideoRunConfig, model: ModelConfig, folder: Path, world: Process
     trainer = Trainer(prepared.objective, config, folder, world, data=clips.identity)
     loader = Loader(samples, world.rank, trainer.share, c.workers)
     validation = Validation(prepared, clips, held_out if table.held_out else rows, trainer, folder)
+    trainer.monitor.note(str(memory(prepared.objective, c.optimizer, len(trainer.averages))))
     if trainer.step < c.steps:
         trainer.rehearse(samples.largest(trainer.micro_batch))
     try:
