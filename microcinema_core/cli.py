@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MODEL = "demo-base"
 INTERPOLATION_MODEL = "demo-interpolation"
+AUTOENCODER_KIND = "autoencoder"
 _DTYPES = ("float32", "bfloat16", "float16")
 INSERTED = 4  # the factor by which an interpolation pass multiplies the frames per second
 T = TypeVar("T")
@@ -167,6 +168,13 @@ def init(arguments: argparse.Namespace) -> None:
     from .convert.initialise import initialise
 
     files.check_output(arguments.output, (".safetensors",))
+    if arguments.kind == AUTOENCODER_KIND:
+        from .convert.autoencoder import convert_autoencoder
+
+        config = convert_autoencoder(arguments.source, arguments.output)
+        size = f"{config.latent_channels} channels, {config.factor} pixels a cell, scale {config.scale:g}"
+        print(f"{arguments.output}: an autoencoder of {size}")
+        return
     with progress_bar("init", "tensor") as progress:
         report = initialise(
             arguments.source,
@@ -462,7 +470,8 @@ def _parser() -> argparse.ArgumentParser:
     place = {"type": Path, "metavar": "FILE|FOLDER"}
     four.add_argument("--from", dest="source", required=True, **place, help="one file, or diffusers' folder")
     four.add_argument("--warm-start", **place, help="DynamiCrafter, VideoCrafter2, ModelScope or I2VGen-XL")
-    four.add_argument("--kind", choices=(BASE.name, INTERPOLATION.name), default=BASE.name, help="(%(default)s)")
+    kinds = (BASE.name, INTERPOLATION.name, AUTOENCODER_KIND)
+    four.add_argument("--kind", choices=kinds, default=BASE.name, help="the last from diffusers' vae/ (%(default)s)")
     four.add_argument("-o", "--output", type=Path, required=True, help="safetensors file to write")
 
     def configured(added: argparse.ArgumentParser, out: str, required: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -73,9 +74,37 @@ def parameter_groups(model: nn.Module, spatial_factor: float) -> list[dict[str, 
     return [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
 
 
-def memory(network: nn.Module, optimizer_bytes: int = 8) -> dict[str, int]:
-    """The bytes of a network in training, without activations: weights, gradients, moments (of `optimizer_bytes` for
-    each parameter) and one average."""
-    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    stored = sum(p.numel() * p.element_size() for p in network.parameters())
-    return {"weights": stored, "gradients": 4 * trained, "moments": optimizer_bytes * trained, "average": 4 * trained}
+@dataclass(frozen=True)
+class Memory:
+    """The bytes that a model in training takes in one process, without activations; and numbers of parameters."""
+
+    parameters: int
+    trained: int
+    weights: int
+    gradients: int
+    moments: int
+    averages: int
+
+    def __str__(self) -> str:
+        parts = ("weights", "gradients", "moments", "averages")
+        sizes = [getattr(self, part) for part in parts]
+        listed = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in zip(parts, sizes, strict=True))
+        counts = f"{self.parameters / 1e6:,.1f} M parameters, {self.trained / 1e6:,.1f} M trained"
+        return f"{counts}: {listed}, together {sum(sizes) / 1e9:.2f} GB before activations"
+
+
+def memory(model: nn.Module, optimizer: str = "adamw", averages: int = 1) -> Memory:
+    """What a model takes in this process: gradients and averages in float32, both moments in float32 or, with the
+    optimiser "adamw8bit", in one byte each (and a scale for 256 of them)."""
+    moments = 2 * (1 + 4 / 256) if optimizer == "adamw8bit" else 8
+    parameters = list(model.parameters())
+    held = {id(p): p.to_local() if hasattr(p, "to_local") else p for p in parameters}  # pyright: ignore
+    trained = sum(held[id(p)].numel() for p in parameters if p.requires_grad)
+    return Memory(
+        sum(p.numel() for p in parameters),
+        sum(p.numel() for p in parameters if p.requires_grad),
+        sum(p.numel() * p.element_size() for p in held.values()),
+        4 * trained,
+        int(moments * trained),
+        4 * trained * averages,
+    )

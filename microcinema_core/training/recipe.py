@@ -28,7 +28,7 @@ from .data.sources import VideoClips
 from .data.videos import VideoSet
 from .distributed import Processes, processes, training_device
 from .objective import VideoModel, VideoObjective
-from .parameters import select
+from .parameters import memory, select
 from .settings import DataTable, VideoRunConfig
 from .start import check_model, initial_model
 from .states import check_state
@@ -74,6 +74,7 @@ def run(config: VideoRunConfig, model: ModelConfig, folder: Path, world: Process
         trainer.monitor.note(f"{count} videos of {size} are too few for a batch of {c.batch_size} and left out")
     loader = Loader(samples, world.rank, trainer.share, c.workers)
     validation = Validation(prepared, clips, held_out if table.held_out else rows, trainer, folder)
+    trainer.monitor.note(str(memory(prepared.objective, c.optimizer, len(trainer.averages))))
     if trainer.step < c.steps:
         trainer.rehearse(samples.largest(trainer.micro_batch))
     alone = False
@@ -164,14 +165,15 @@ def open_clips(config: VideoRunConfig, model: ModelConfig, folder: Path, world: 
     if table.scenes:
         return demo_module("drawn").DrawnClips(table.scenes, model)
     return VideoClips(
-        open_videos(table, folder, world), model.network.frames, rates(config, model), sizes(config, model),
-        config.train.seed,
+        open_videos(table, folder, world, captions=model.text is not None), model.network.frames,
+        rates(config, model), sizes(config, model), config.train.seed,
     )  # fmt: skip
 
 
-def open_videos(table: DataTable, folder: Path, world: Processes) -> VideoSet:
-    """Find and probe the videos of the table [data]. What is skipped is counted on the console."""
-    options: dict[str, Any] = {"cache": Path(table.probes) if table.probes else folder}
+def open_videos(table: DataTable, folder: Path, world: Processes, captions: bool = True) -> VideoSet:
+    """Find and probe the videos of the table [data]; with `captions`, those that have one. What is skipped is counted
+    on the console."""
+    options: dict[str, Any] = {"cache": Path(table.probes) if table.probes else folder, "captions": captions}
     with progress_bar("videos", "video", shown=world.first) as progress:
         if table.shards:
             videos = VideoSet.from_shards(table.shards, progress=progress, **options)

@@ -33,7 +33,9 @@ class ModelTable:
     config: str = "base"
     override: dict[str, Any] = field(default_factory=dict)
     start: str = ""  # a model file, of `microcinema init` or of another run; otherwise weights are random
-    autoencoder: str = ""  # a model file or a bundled model, for a start without an autoencoder
+    # A model file or a bundled model, for a start without an autoencoder; or whose latents have other channels than the
+    # start's, the first and last convolutions of which then begin anew.
+    autoencoder: str = ""
     tokenizer: str = ""  # the folder of CLIP's vocab.json and merges.txt, for Stable Diffusion's text encoder
     # Words of a text encoder of its own, the most frequent ones of the captions, which is trained too; 0 for none.
     vocabulary: Annotated[int, Range(0, 100_000, "words", 1000)] = 0

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import torch
 from tokenizers import normalizers, pre_tokenizers
+from torch import nn
 
 from ..checkpoint import LoadedModel, load_autoencoder, load_model
-from ..config import ModelConfig, TextConfig
+from ..config import ModelConfig, NetworkConfig, TextConfig
 from ..errors import MicroCinemaError
 from ..header import read_config, resolve
-from ..model import build
+from ..model import MicroCinemaUNet, build
+from ..model.layers import channels_last, zero
 from ..model.text import TextEncoder, word_tokenizer
 from ..validated import shown
 from .settings import ModelTable, VideoRunConfig
@@ -49,11 +51,11 @@ def check_model(config: VideoRunConfig) -> ModelConfig:
 
 
 def _with_autoencoder(model: ModelConfig, table: ModelTable) -> ModelConfig:
-    """The model with the autoencoder of another file."""
+    """The model with the autoencoder of another file; for a start, one whose latents have other channels."""
     autoencoder = read_config(_file("autoencoder", table.autoencoder)).autoencoder
     if autoencoder == model.autoencoder:
         return model
-    if table.start:
+    if table.start and autoencoder.latent_channels == model.autoencoder.latent_channels:
         raise MicroCinemaError("model.autoencoder is not that of model.start: leave it out")
     try:
         return replace(
@@ -98,12 +100,29 @@ def initial_model(config: VideoRunConfig, model: ModelConfig, captions: Iterable
             raise MicroCinemaError(f"'{table.start}' holds no text encoder: make it with `microcinema init` from SD2.1")
         network = loaded.network
         assert network is not None
+        if model.network != loaded.config.network:
+            network = with_new_latents(network, model.network, config.train.seed)
         return LoadedModel(model, network.requires_grad_(True).train(), autoencoder, loaded.text)
     torch.manual_seed(config.train.seed)
     if model.text:
         model = replace(model, text=with_vocabulary(model.text, captions, table.vocabulary))
     text = TextEncoder(model.text) if model.text else None
     return LoadedModel(model, build(model.network), autoencoder, text)
+
+
+def with_new_latents(network: nn.Module, config: NetworkConfig, seed: int) -> MicroCinemaUNet:
+    """The network with the weights of another, for latents of other channels: the convolutions that read or write them
+    start new, the condition's and the last one at zero, as in a new network."""
+    new, weights = build(config, device="meta"), network.state_dict()
+    torch.manual_seed(seed)
+    for name, module in new.named_modules():
+        if isinstance(module, nn.Conv2d) and module.weight.shape != weights[f"{name}.weight"].shape:
+            module.to_empty(device="cpu").reset_parameters()
+            weights |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+    for module in (new.condition_in, new.out[2]):
+        zero(module)
+    new.load_state_dict(weights, assign=True)
+    return channels_last(new)
 
 
 def with_vocabulary(text: TextConfig, captions: Iterable[str], size: int) -> TextConfig:

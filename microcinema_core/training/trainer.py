@@ -153,7 +153,8 @@ class Trainer(Generic[Trained]):
         """Add the gradient of a micro-batch. Returns its part of the mean loss of the step in this process."""
         device, bfloat16 = self.world.device.type, self.config.train.dtype == "bfloat16"
         with gradients_are_synchronised(self.wrapped, last):
-            with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
+            # A weight is used once in a step: kept copies of it in bfloat16 would be of no use, and take 4 GB.
+            with torch.autocast(device, torch.bfloat16, enabled=bfloat16, cache_enabled=False):
                 loss, figures = self.wrapped(step, batch)
             part = loss / self.micro_batches
             part.backward()
