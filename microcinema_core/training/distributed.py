@@ -88,7 +88,7 @@ def _first_goes_first(rank: int, processes: int) -> Iterator[None]:
     if rank:
         store.wait([f"turn {turn} of 0"], PATIENCE)
     yield
-    store.set(f"turn {turn} of {rank}", b"")
+    store.set(f"turn {turn} of {rank}", "")
     store.wait([f"turn {turn} of {other}" for other in range(processes)], PATIENCE)
 
 
