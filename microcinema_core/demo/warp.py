@@ -14,6 +14,7 @@ from ..model.autoencoder import Autoencoder
 from ..model.layers import ResBlock, SpatialTransformer, zero
 from .captions import COLOURS
 from .config import DemoNetworkConfig
+from .edges import show_uncovered
 from .splat import compose, downsample, splat_clip
 
 WarpInputs = tuple[Tensor, Tensor]  # pixels (clips, k, 3, H, W), and features (clips, k, C, h, w)
@@ -46,7 +47,8 @@ class ForwardWarp(nn.Module):
     the model is symmetric in time. v is computed from both pictures and from a cost volume between them with its soft
     argmin (Kendall et al., "End-to-End Learning of Geometry and Context for Deep Stereo Regression", ICCV 2017).
 
-    Holes are filled with the nearest pixels that have a high background logit. Pixels are warped instead of latents,
+    Holes are filled with the nearest pixels that have a high background logit; what the camera uncovers beyond the
+    edges of the picture is the picture continued (edges.py). Pixels are warped instead of latents,
     which would lose detail; the model's autoencoder, with frozen weights, converts between them. So the trajectories
     get no gradient from the loss of the latents, and are learned from `flow` and `render`. The initial weights result
     in no motion for any text.
@@ -198,7 +200,10 @@ class ForwardWarp(nn.Module):
             closeness = (1 - times.abs() / times.abs().sum(dim=-2, keepdim=True)).mT[..., None, None, None]
             front, back = front * closeness, back * closeness
         places = self._trajectories(velocities, text, times)
-        return compose(splat_clip(front, places), splat_clip(back, (downsample(places) - 0.5) / 2))
+        rendered, visibility = compose(splat_clip(front, places), splat_clip(back, (downsample(places) - 0.5) / 2))
+        if text is not None:
+            rendered = show_uncovered(rendered, pixels[:, 0], self._views(velocities, text, times))
+        return rendered, visibility
 
     def flow(self, motion: Tensor, text: Tensor | None) -> Tensor:
         """The velocity of every pixel in its own picture, with the camera's, (b, k, 2, H, W): right and down, in pixels
@@ -215,12 +220,26 @@ class ForwardWarp(nn.Module):
     def _trajectories(self, velocities: Tensor, text: Tensor | None, times: Tensor) -> Tensor:
         """The position of each pixel at each time, (b, t, k, 2, H, W): x and y in pixels."""
         places, middle = self._pixel_grid(velocities)
-        times = times.mT[..., None, None]
         if text is None:
+            times = times.mT[..., None, None]
             return middle + self.unit * (places + times.abs()[..., None] * velocities[:, None])
-        moves = torch.linalg.matrix_exp(times * self._camera(text)[:, None, None])[..., :2, :]
+        moves = self._camera_moves(text, times)
         camera = torch.einsum("btkij,jhw->btkihw", moves[..., :2], places) + moves[..., 2, None, None]
-        return middle + self.unit * (camera + times[..., None] * velocities[:, None])
+        return middle + self.unit * (camera + times.mT[..., None, None, None] * velocities[:, None])
+
+    def _camera_moves(self, text: Tensor, times: Tensor) -> Tensor:
+        """exp(τM) of pooled texts at times as in `forward`, without its last row: (b, t, k, 2, 3), in units."""
+        return torch.linalg.matrix_exp(times.mT[..., None, None] * self._camera(text)[:, None, None])[..., :2, :]
+
+    @torch.no_grad()
+    def _views(self, velocities: Tensor, text: Tensor, times: Tensor) -> Tensor:
+        """Where the whole picture goes, affine maps (b, t, 2, 3) from the picture to the frame, both in pixels from the
+        centre. In camera moves the regions take part: most of a pan is the velocity that all pixels have in common, the
+        median of velocities (b, 1, 2, H, W)."""
+        moves = self._camera_moves(text, times)[:, :, 0]
+        common = velocities[:, 0].flatten(2).median(dim=-1).values
+        offsets = self.unit * (moves[..., 2] + times.mT * common[:, None])
+        return torch.cat([moves[..., :2], offsets[..., None]], dim=-1)
 
     def _vectors_of(self, text: Tensor) -> Tensor:
         """Pooled texts (b, 1, D) to vectors (b, REGIONS + 3, 2): the velocities of the regions, the columns of M."""
