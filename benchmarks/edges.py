@@ -58,7 +58,8 @@ def measure(frames: Tensor, truth: Tensor, outside: Tensor) -> dict[str, float]:
     contrast, true_contrast = _contrast(frames)[wanted].mean(), _contrast(truth)[wanted].mean()
     return {
         "PSNR": -10 * math.log10(error[outside].mean()), "covered PSNR": -10 * math.log10(error[~outside].mean()),
-        "contrast": math.log(contrast / _contrast(frames)[given].mean()), "of the truth": math.log(contrast / true_contrast),
+        "contrast": math.log(contrast / _contrast(frames)[given].mean()),
+        "of the truth": math.log(contrast / true_contrast),
         "truth": math.log(true_contrast / _contrast(truth)[given].mean()),
     }  # fmt: skip
 

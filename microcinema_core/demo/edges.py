@@ -46,6 +46,18 @@ def show_uncovered(frames: Tensor, pixels: Tensor, views: Tensor) -> Tensor:
     return torch.where(outside[:, :, None], continued.clamp(0, 1).unflatten(0, views.shape[:2]), frames)
 
 
+def least_zoom(views: Tensor, height: int, width: int) -> Tensor:
+    """The least magnification (b,) of `views`, as in show_uncovered, at which no frame shows anything outside of the
+    picture or of its outermost pixels; 1 where nothing outside is shown anyway, infinity where none is enough."""
+    inverse = torch.linalg.inv(views[..., :2])
+    half = views.new_tensor([width / 2, height / 2])
+    shift = (inverse @ views[..., 2:]).abs()[..., 0]  # of the frame's centre, from the picture's
+    seen = inverse.abs() @ (half - 0.5)  # from the frame's centre to its outermost pixels
+    zoom = seen / (half - 1.5 - shift).clamp(min=1e-20)
+    covered = (shift + seen <= half).all(dim=-1).all(dim=-1)
+    return torch.where(covered, 1.0, zoom.amax((1, 2)).clamp(min=1))
+
+
 def _sources(views: Tensor, height: int, width: int) -> Tensor:
     """Where in the picture each pixel of frames comes from, (b, t, H, W, 2): x and y in pixels from the centre. `views`
     as in show_uncovered."""

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import MicroCinemaError
 from ..model.autoencoder import Autoencoder
 from ..model.layers import ResBlock, SpatialTransformer, zero
 from .captions import COLOURS
 from .config import DemoNetworkConfig
-from .edges import show_uncovered
+from .edges import least_zoom, show_uncovered
 from .splat import compose, downsample, splat_clip
 
 WarpInputs = tuple[Tensor, Tensor]  # pixels (clips, k, 3, H, W), and features (clips, k, C, h, w)
@@ -32,6 +33,7 @@ CHANNELS_PER_LEVEL = 24  # added at each lower resolution of the refinement
 VELOCITY_TOLERANCE = 0.02  # units per τ: the standard deviation within which velocities count as equal
 MIN_VELOCITY = 0.05  # units per τ: half the velocity of the slowest thing
 FRONT_LOGIT = 2  # added to the nearness of moving pixels, which are in front of the background
+MAX_ZOOM = 4  # of overscan
 BACKGROUND_LOGIT = 12  # subtracted from the background logit around moving pixels, which are no background
 
 
@@ -111,14 +113,17 @@ class ForwardWarp(nn.Module):
         return pixels, self.features_in(_with_other_picture(joined).flatten(0, 1)).unflatten(0, joined.shape[:2])
 
     @torch.no_grad()
-    def forward(self, inputs: WarpInputs, text: Tensor | None, times: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, inputs: WarpInputs, text: Tensor | None, times: Tensor, zoom: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Warp clips: returns latents (b·t, C, h, w) and their visibility (b·t, 1, h, w), 0 to 1.
 
         inputs: the result of `encode` for b clips, or for a divisor of b.
         text: (b, 1, D), pooled.
         times: (k, t) or (b, k, t), from the frame of each picture.
+        zoom: (b,), the magnification of all frames, with a text only.
         """
-        rendered = self.render(inputs[0], self.estimate(inputs, text), text, times)
+        rendered = self.render(inputs[0], self.estimate(inputs, text), text, times, zoom)
         rendered, visibility = (x.flatten(0, 1).to(inputs[1].dtype) for x in rendered)
         latents = self.autoencoder.encode(rendered.contiguous(memory_format=torch.channels_last))
         return latents, F.avg_pool2d(visibility, self.autoencoder.config.factor)
@@ -183,10 +188,12 @@ class ForwardWarp(nn.Module):
         right, down = (probabilities.unflatten(1, (MATCH_SIDE, MATCH_SIDE)).sum(dim) for dim in (1, 2))
         return probabilities, torch.stack([torch.einsum("bshw,s->bhw", x, velocity) for x in (right, down)], dim=1)
 
-    def render(self, pixels: Tensor, motion: Tensor, text: Tensor | None, times: Tensor) -> tuple[Tensor, Tensor]:
+    def render(
+        self, pixels: Tensor, motion: Tensor, text: Tensor | None, times: Tensor, zoom: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Render frames: pixels (b, t, 3, H, W) and their visibility (b, t, 1, H, W), 0 to 1.
 
-        pixels: (clips, k, 3, H, W); motion: the result of `estimate`, (b, k, 4, H, W); text and times as in `forward`.
+        pixels: (clips, k, 3, H, W); motion: the result of `estimate`, (b, k, 4, H, W); the rest as in `forward`.
         """
         if text is not None:
             motion = _dilate_moving(torch.cat([self._snap_velocities(motion[:, :, :2], text), motion[:, :, 2:]], dim=2))
@@ -200,10 +207,31 @@ class ForwardWarp(nn.Module):
             closeness = (1 - times.abs() / times.abs().sum(dim=-2, keepdim=True)).mT[..., None, None, None]
             front, back = front * closeness, back * closeness
         places = self._trajectories(velocities, text, times)
+        if zoom is not None:
+            middle = self._pixel_grid(motion)[1]
+            places = middle + zoom.view(-1, 1, 1, 1, 1, 1) * (places - middle)
         rendered, visibility = compose(splat_clip(front, places), splat_clip(back, (downsample(places) - 0.5) / 2))
         if text is not None:
-            rendered = show_uncovered(rendered, pixels[:, 0], self._views(velocities, text, times))
+            views = self._views(velocities, text, times)
+            views = views if zoom is None else zoom.view(-1, 1, 1, 1) * views
+            rendered = show_uncovered(rendered, pixels[:, 0], views)
         return rendered, visibility
+
+    @torch.no_grad()
+    def overscan(self, inputs: WarpInputs, text: Tensor, times: Tensor) -> Tensor:
+        """The least magnification (b,) at which frames at these times (1, t) show nothing outside of the picture; 1
+        where they show nothing without it. The arguments are those of `forward`.
+
+        Raises MicroCinemaError where the camera leaves the picture, or nearly.
+        """
+        velocities = self._snap_velocities(self.estimate(inputs, text)[:, :, :2], text)
+        zoom = least_zoom(self._views(velocities, text, times), *inputs[0].shape[-2:])
+        if not (zoom <= MAX_ZOOM).all():
+            raise MicroCinemaError(
+                f"the camera goes too far for overscan, which would enlarge the picture more than {MAX_ZOOM} times: "
+                "give fewer frames, a slower move or a smaller motion"
+            )
+        return zoom
 
     def flow(self, motion: Tensor, text: Tensor | None) -> Tensor:
         """The velocity of every pixel in its own picture, with the camera's, (b, k, 2, H, W): right and down, in pixels
