@@ -176,9 +176,8 @@ class Pipeline:
     ) -> Tensor:
         """Sample scaled latents (b, frames, C, h, w) for scaled condition latents (b, k, C, h, w), one seed per clip.
 
-        `encoded` is the result of the network's encode_condition for them, if it was called before, for which `motion`
-        and `overscan` are. Raises
-        MicroCinemaError as `animate` does.
+        `encoded` is the result of the network's encode_condition for them, if it was called before; otherwise it is
+        called with `motion` and `overscan`, the number of frames or 0. Raises MicroCinemaError as `animate` does.
         """
         c = self.config
         lambda_ = c.lambda_ if lambda_ is None else lambda_

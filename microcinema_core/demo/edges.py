@@ -2,7 +2,8 @@
 
 Plain mirroring breaks every line that meets the edge at an angle. Here a point outside is mirrored along the line of
 equal brightness that runs through it: straight lines go on straight, and textures keep their contrast. The directions
-of the lines at an edge are those of the structure tensor (Bigün and Granlund, ICCV 1987).
+of the lines at an edge are those of the structure tensor (Bigün and Granlund, ICCV 1987). What is mirrored says much of
+the texture, but little of larger things: these fade towards what the edge itself says, prolonged along the lines.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ DEPTH = 1 / 24  # of the strip that tells the lines' directions, relative to the
 WINDOWS = {1 / 3: 1.0, 1.0: 0.3, 3.0: 0.1}  # Gaussian windows along the edge, in depths, and their weights
 TOWARDS_NORMAL = 0.05  # how much the directions tend to the edge's normal where the tensor tells little
 MAX_SLOPE = 1.5
-SMOOTHNESS = 0.3  # of the displacements along the edge: the standard deviation relative to the distance from it
+SMOOTHNESS = 0.3  # of values along the edge: the standard deviation of a blur, relative to the distance from the edge
+FINE = 3.0  # pixels: the standard deviation of the blur that leaves larger things only
+FADING = 0.4  # of larger things
 
 
 @torch.no_grad()
@@ -25,8 +28,8 @@ def show_uncovered(frames: Tensor, pixels: Tensor, views: Tensor) -> Tensor:
     """Replace what lies outside of the picture in frames (b, t, 3, H, W) by its continuation; frames without such parts
     remain as they are, to the bit.
 
-    pixels: (b, 3, H, W), the picture; views: affine maps (b, t, 2, 3) from places in the picture to places in the
-    frame, both in pixels from the centre.
+    pixels: the pictures, (b, 3, H, W) or of a divisor of b.
+    views: affine maps (b, t, 2, 3) from places in the picture to places in the frame, both in pixels from the centre.
     """
     height, width = frames.shape[-2:]
     sources = _sources(views, height, width)
@@ -39,9 +42,9 @@ def show_uncovered(frames: Tensor, pixels: Tensor, views: Tensor) -> Tensor:
         min(side, math.ceil(reach) + 2) if reach > 0 else 0
         for side, reach in zip((width, height), beyond.flatten(0, -2).amax(0).tolist(), strict=True)
     )
-    canvas = continue_picture(pixels, right, down)
+    canvas = continue_picture(pixels.to(frames.dtype), right, down)
     grid = (sources / (half + half.new_tensor([right, down]))).flatten(0, 1)
-    canvas = canvas.repeat_interleave(views.shape[1], dim=0)
+    canvas = canvas.repeat(len(views) // len(canvas), 1, 1, 1).repeat_interleave(views.shape[1], dim=0)
     continued = F.grid_sample(canvas, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
     return torch.where(outside[:, :, None], continued.clamp(0, 1).unflatten(0, views.shape[:2]), frames)
 
@@ -88,7 +91,12 @@ def _beyond_right(pixels: Tensor, margin: int) -> Tensor:
     columns = (width - 0.5 - distance).expand_as(rows)
     grid = torch.stack([(2 * _fold(columns, width) + 1) / width - 1, (2 * _fold(rows, height) + 1) / height - 1], -1)
     mirrored = F.grid_sample(pixels, grid, mode="bicubic", padding_mode="border", align_corners=False)
-    return mirrored.clamp(0, 1).transpose(-1, -2)
+    edge = _smooth(pixels[..., None, :, -1], SMOOTHNESS * distance)  # (n, 3, margin, H), blurred as far as it is away
+    prolonged = _between(edge, _fold(origins, height)[:, None].expand_as(edge))
+    coarse = mirrored - prolonged
+    for _ in range(2):
+        coarse = _smooth(coarse, distance.new_tensor(FINE)).transpose(-1, -2)
+    return (mirrored - FADING * coarse).clamp(0, 1).transpose(-1, -2)
 
 
 def _slopes(pixels: Tensor) -> Tensor:
@@ -118,16 +126,17 @@ def _trace(slopes: Tensor, margin: int) -> tuple[Tensor, Tensor]:
     origin, traced = rows.expand_as(slopes), []
     for column in range(margin):  # a point's line is that of a point one column nearer to the edge
         place = rows - slopes * (1.0 if column else 0.5)
-        inside = place.clamp(0, height - 1)
-        low = inside.long().clamp(max=height - 2)
-        share = inside - low
-        origin, slopes = (
-            torch.lerp(values.gather(-1, low), values.gather(-1, low + 1), share) for values in (origin, slopes)
-        )
-        origin = origin + place - inside
+        origin, slopes = _between(origin, place) + place - place.clamp(0, height - 1), _between(slopes, place)
         traced.append((origin, slopes))
     origins, slopes = zip(*traced, strict=True)
     return torch.stack(origins, dim=1), torch.stack(slopes, dim=1)
+
+
+def _between(values: Tensor, places: Tensor) -> Tensor:
+    """Interpolate values (…, H) along H, linearly, at places (…, H) in pixels, of which those outside are moved in."""
+    places = places.clamp(0, values.shape[-1] - 1)
+    low = places.long().clamp(max=values.shape[-1] - 2)
+    return torch.lerp(values.gather(-1, low), values.gather(-1, low + 1), places - low)
 
 
 def _smooth(values: Tensor, sigma: Tensor) -> Tensor:

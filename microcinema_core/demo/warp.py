@@ -50,7 +50,7 @@ class ForwardWarp(nn.Module):
     argmin (Kendall et al., "End-to-End Learning of Geometry and Context for Deep Stereo Regression", ICCV 2017).
 
     Holes are filled with the nearest pixels that have a high background logit; what the camera uncovers beyond the
-    edges of the picture is the picture continued (edges.py). Pixels are warped instead of latents,
+    edges of the picture is the picture continued (edges.py), in `forward`. Pixels are warped instead of latents,
     which would lose detail; the model's autoencoder, with frozen weights, converts between them. So the trajectories
     get no gradient from the loss of the latents, and are learned from `flow` and `render`. The initial weights result
     in no motion for any text.
@@ -123,8 +123,13 @@ class ForwardWarp(nn.Module):
         times: (k, t) or (b, k, t), from the frame of each picture.
         zoom: (b,), the magnification of all frames, with a text only.
         """
-        rendered = self.render(inputs[0], self.estimate(inputs, text), text, times, zoom)
-        rendered, visibility = (x.flatten(0, 1).to(inputs[1].dtype) for x in rendered)
+        motion = self.estimate(inputs, text)
+        rendered, visibility = self.render(inputs[0], motion, text, times, zoom)
+        if text is not None:
+            views = self._views(motion, text, times)
+            views = views if zoom is None else zoom.view(-1, 1, 1, 1) * views
+            rendered = show_uncovered(rendered, inputs[0][:, 0], views)
+        rendered, visibility = (x.flatten(0, 1).to(inputs[1].dtype) for x in (rendered, visibility))
         latents = self.autoencoder.encode(rendered.contiguous(memory_format=torch.channels_last))
         return latents, F.avg_pool2d(visibility, self.autoencoder.config.factor)
 
@@ -210,12 +215,7 @@ class ForwardWarp(nn.Module):
         if zoom is not None:
             middle = self._pixel_grid(motion)[1]
             places = middle + zoom.view(-1, 1, 1, 1, 1, 1) * (places - middle)
-        rendered, visibility = compose(splat_clip(front, places), splat_clip(back, (downsample(places) - 0.5) / 2))
-        if text is not None:
-            views = self._views(velocities, text, times)
-            views = views if zoom is None else zoom.view(-1, 1, 1, 1) * views
-            rendered = show_uncovered(rendered, pixels[:, 0], views)
-        return rendered, visibility
+        return compose(splat_clip(front, places), splat_clip(back, (downsample(places) - 0.5) / 2))
 
     @torch.no_grad()
     def overscan(self, inputs: WarpInputs, text: Tensor, times: Tensor) -> Tensor:
@@ -224,8 +224,7 @@ class ForwardWarp(nn.Module):
 
         Raises MicroCinemaError where the camera leaves the picture, or nearly.
         """
-        velocities = self._snap_velocities(self.estimate(inputs, text)[:, :, :2], text)
-        zoom = least_zoom(self._views(velocities, text, times), *inputs[0].shape[-2:])
+        zoom = least_zoom(self._views(self.estimate(inputs, text), text, times), *inputs[0].shape[-2:])
         if not (zoom <= MAX_ZOOM).all():
             raise MicroCinemaError(
                 f"the camera goes too far for overscan, which would enlarge the picture more than {MAX_ZOOM} times: "
@@ -259,13 +258,12 @@ class ForwardWarp(nn.Module):
         """exp(τM) of pooled texts at times as in `forward`, without its last row: (b, t, k, 2, 3), in units."""
         return torch.linalg.matrix_exp(times.mT[..., None, None] * self._camera(text)[:, None, None])[..., :2, :]
 
-    @torch.no_grad()
-    def _views(self, velocities: Tensor, text: Tensor, times: Tensor) -> Tensor:
+    def _views(self, motion: Tensor, text: Tensor, times: Tensor) -> Tensor:
         """Where the whole picture goes, affine maps (b, t, 2, 3) from the picture to the frame, both in pixels from the
         centre. In camera moves the regions take part: most of a pan is the velocity that all pixels have in common, the
-        median of velocities (b, 1, 2, H, W)."""
+        median of those of a motion (b, 1, 4, H, W)."""
         moves = self._camera_moves(text, times)[:, :, 0]
-        common = velocities[:, 0].flatten(2).median(dim=-1).values
+        common = self._snap_velocities(motion[:, :, :2], text)[:, 0].flatten(2).median(dim=-1).values
         offsets = self.unit * (moves[..., 2] + times.mT * common[:, None])
         return torch.cat([moves[..., :2], offsets[..., None]], dim=-1)
 
