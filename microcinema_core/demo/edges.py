@@ -20,7 +20,8 @@ TOWARDS_NORMAL = 0.05  # how much the directions tend to the edge's normal where
 MAX_SLOPE = 1.5
 SMOOTHNESS = 0.3  # of values along the edge: the standard deviation of a blur, relative to the distance from the edge
 FINE = 3.0  # pixels: the standard deviation of the blur that leaves larger things only
-FADING = 0.4  # of larger things
+FADING = 0.6  # of larger things
+SHARPENING = 0.2  # of the rest, which two interpolations and the autoencoder soften
 
 
 @torch.no_grad()
@@ -93,10 +94,8 @@ def _beyond_right(pixels: Tensor, margin: int) -> Tensor:
     mirrored = F.grid_sample(pixels, grid, mode="bicubic", padding_mode="border", align_corners=False)
     edge = _smooth(pixels[..., None, :, -1], SMOOTHNESS * distance)  # (n, 3, margin, H), blurred as far as it is away
     prolonged = _between(edge, _fold(origins, height)[:, None].expand_as(edge))
-    coarse = mirrored - prolonged
-    for _ in range(2):
-        coarse = _smooth(coarse, distance.new_tensor(FINE)).transpose(-1, -2)
-    return (mirrored - FADING * coarse).clamp(0, 1).transpose(-1, -2)
+    detail, coarse = mirrored - _blur(mirrored), _blur(mirrored - prolonged)
+    return (mirrored + SHARPENING * detail - FADING * coarse).clamp(0, 1).transpose(-1, -2)
 
 
 def _slopes(pixels: Tensor) -> Tensor:
@@ -137,6 +136,12 @@ def _between(values: Tensor, places: Tensor) -> Tensor:
     places = places.clamp(0, values.shape[-1] - 1)
     low = places.long().clamp(max=values.shape[-1] - 2)
     return torch.lerp(values.gather(-1, low), values.gather(-1, low + 1), places - low)
+
+
+def _blur(maps: Tensor) -> Tensor:
+    """Blur maps (…, H, W) by a Gaussian of FINE pixels in both directions."""
+    sigma = maps.new_tensor(FINE)
+    return _smooth(_smooth(maps, sigma).transpose(-1, -2), sigma).transpose(-1, -2)
 
 
 def _smooth(values: Tensor, sigma: Tensor) -> Tensor:
