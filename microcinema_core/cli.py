@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def animate(arguments: argparse.Namespace) -> None:
     """`microcinema animate`: a picture and a sentence become a clip, which may be interpolated."""
-    from . import files, images, pipeline, video, windows
+    from . import files, header, images, pipeline, video, windows
 
     started = time.monotonic()
     _check_outputs([arguments.output, arguments.sheet], [arguments.photo])
@@ -68,6 +68,7 @@ def animate(arguments: argparse.Namespace) -> None:
         files.check_output(arguments.sheet, (".png",))
     picture = images.load_picture(arguments.photo)
     passes = arguments.interpolate
+    pipeline.check_motion(header.read_config(header.resolve(arguments.model)), arguments.motion, arguments.overscan)
     base = _load(arguments, arguments.model, "centre")
     between = _load(arguments, INTERPOLATION_MODEL, "ends") if passes else None
     config = base.config
@@ -84,6 +85,8 @@ def animate(arguments: argparse.Namespace) -> None:
         "cfg": _or(arguments.cfg, config.cfg),
         "gamma": _or(arguments.gamma, config.gamma),
         "churn": arguments.churn,
+        "motion": arguments.motion,
+        "overscan": arguments.overscan,
         "seed": arguments.seed,
         "width": width,
         "height": height,
@@ -452,6 +455,13 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--cfg", type=_number(0, 100), metavar="X", help="text guidance; 1 is none (the model's)")
     one.add_argument("--lambda", dest="lambda_", type=_number(0, 1), help="prior strength of training (the model's)")
     one.add_argument("--gamma", type=_number(-1, 1), help="added to it; more is calmer (the model's)")
+    one.add_argument(
+        "--motion", type=_number(0, 4), default=1.0, metavar="X",
+        help="size of the motion: 0.5 is half the way (demo-base; other models: --gamma)",
+    )  # fmt: skip
+    one.add_argument(
+        "--overscan", action="store_true", help="never show what lies outside the picture: a tighter view (demo-base)"
+    )
     one.add_argument("--churn", type=_number(0, 1000), default=0.0, help="fresh noise over all steps (%(default)s)")
     one.add_argument("--sheet", type=Path, metavar="FILE.png", help="also write all frames side by side")
 

@@ -201,6 +201,11 @@ class ModelConfig:
         """The dtypes that the network supports, by torch's names, the preferred one first."""
         return ("float16", "bfloat16", "float32")
 
+    @property
+    def moves_pixels(self) -> bool:
+        """Whether the size of the motion and overscan can be set: where a picture's pixels are moved along paths."""
+        return False
+
     def from_file(self, tensors: dict[str, T]) -> dict[str, T]:
         """Rename the tensors of a file, by key, to the modules' current names."""
         return tensors

@@ -94,6 +94,11 @@ class DemoModelConfig(ModelConfig):
         """Only float32 with a forward warp, which overflows in half precision (docs/performance.md)."""
         return ("float32",) if self.network.forward_warp else super().dtypes
 
+    @property
+    def moves_pixels(self) -> bool:
+        """With a forward warp that a text steers."""
+        return self.network.forward_warp is not None and self.network.context_dim is not None
+
     def from_file(self, tensors: dict[str, T]) -> dict[str, T]:
         """Rename the tensors of a file to the current names, and add those of the forward warp's autoencoder, which are
         the model's own."""
