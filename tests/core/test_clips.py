@@ -253,7 +253,7 @@ def test_damaged_data_is_noticed_where_it_is_and_nowhere_else(tmp_path, codec):
     for seed in range(12):
         path = tmp_path / f"bad{good.suffix}"
         shutil.copy(good, path)
-        flip_bits(path, 0.4 + seed / 50, 8, seed)
+        flip_bits(path, 0.5 + seed / 50, 8, seed)
         known = probe(good)
         try:
             read_clip(path, 0, 8, 2, SIZE, known=known)
