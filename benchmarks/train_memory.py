@@ -46,6 +46,7 @@ ROWS = [
     ("base", "all", "adamw8bit", True, 1, 1),
     ("interpolation", "all", "adamw", True, 4, 1),
     ("base", "new", "adamw8bit", False, 1, 1),
+    ("base", "all", "adamw", False, 4, 1),
 ]
 CARDS = (16, 24, 32, 40, 48, 80, 96, 141)  # GB
 ENCODERS = 0.084 * 4 + 0.340 * 4  # GB of the VAE and the text encoder, which samples need on the GPU
