@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import __version__
 from ..checkpoint import LoadedModel, write_model
@@ -23,10 +24,17 @@ def export(path: Path, model: LoadedModel, notes: dict[str, Any], world: Process
     Both appear complete or not at all, so that ComfyUI never lists a half-written model.
     """
     assert model.network is not None and model.autoencoder is not None
-    tensors = {NETWORK + key: value for key, value in merged(model.network).items()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not hasattr(tensor, "full_tensor"):
+            return tensor
+        collected = whole(tensor)  # on the GPU of each process: one tensor at a time, of which the first keeps a copy
+        return collected.to("cpu", torch.float16) if world.first else torch.empty(0)
+
+    tensors = {NETWORK + key: value for key, value in merged(model.network, keep).items()}
     for prefix, module in ((AUTOENCODER, model.autoencoder), (TEXT, model.text)):
         if module is not None:
-            tensors |= {prefix + key: whole(value) for key, value in module.state_dict().items()}
+            tensors |= {prefix + key: keep(value) for key, value in module.state_dict().items()}
     if world.first:
         write_model(path, model.config, tensors, torch.float16, json.dumps(notes))
         with whole_file(path.with_suffix(".md")) as part:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,9 +47,10 @@ def select(network: nn.Module, trained: str, lora_rank: int = 16) -> None:
                 parameter.data = parameter.data.float()
 
 
-def merged(network: nn.Module) -> dict[str, Tensor]:
-    """The weights of a network by their plain names, with low-rank adapters added to the layers that they change."""
-    weights = {name: whole(tensor) for name, tensor in network.state_dict().items()}
+def merged(network: nn.Module, keep: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The weights of a network by their plain names, each as `keep` returns it, with low-rank adapters added to the
+    layers that they change."""
+    weights = {name: keep(tensor) for name, tensor in network.state_dict().items()}
     for name, module in network.named_modules():
         if hasattr(module, "get_delta_weight"):
             weights[f"{name}.base_layer.weight"] = (

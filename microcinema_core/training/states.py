@@ -143,14 +143,22 @@ def state_tensors(averages: list[Ema], optimizer: torch.optim.Optimizer) -> Iter
 
 def allocate_moments(optimizer: torch.optim.Optimizer) -> None:
     """Let the optimiser allocate its moments, by a step with zero gradients and learning rates that changes nothing."""
-    rates = [group["lr"] for group in optimizer.param_groups]
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
     for group in optimizer.param_groups:
-        group["lr"] = 0.0
+        set_rate(group, 0.0)
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        set_rate(group, rate)
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set the learning rate of a group of parameters; torchao's optimisers keep it in a tensor."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
         group["lr"] = rate
 
 

@@ -23,7 +23,7 @@ from .distributed import Processes, distributed, gradients_are_synchronised, who
 from .ema import Ema
 from .monitor import Monitor
 from .signals import on_stop_signal
-from .states import allocate_moments, check_state, load_state, save_state, state_tensors
+from .states import allocate_moments, check_state, load_state, save_state, set_rate, state_tensors
 
 Figures = dict[str, float]
 # The batches of this process: an iterator over the steps from a first one on, each a list of micro-batches.
@@ -132,7 +132,7 @@ class Trainer(Generic[Trained]):
         """Take one step of the optimiser. Returns whether any process has got a signal."""
         rate = self.learning_rate(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
+            set_rate(group, rate * group["factor"])
         losses = []
         for number, batch in enumerate(micro_batches, 1):
             losses.append(self._backward(self.step, batch, last=number == len(micro_batches)))
