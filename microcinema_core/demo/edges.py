@@ -20,7 +20,7 @@ TOWARDS_NORMAL = 0.05  # how much the directions tend to the edge's normal where
 MAX_SLOPE = 1.5
 SMOOTHNESS = 0.3  # of values along the edge: the standard deviation of a blur, relative to the distance from the edge
 FINE = 3.0  # pixels: the standard deviation of the blur that leaves larger things only
-FADING = 0.6  # of larger things
+FADING = 0.4  # of larger things
 SHARPENING = 0.2  # of the rest, which two interpolations and the autoencoder soften
 
 
