@@ -60,15 +60,12 @@ class MicroCinemaUNet(SpatialUNet):
             width, inner = config.model_channels, config.temporal_input_width
             self.temporal_input = TemporalTransformer(width, TEMPORAL_INPUT_HEADS, *mixing, inner, **kw)
 
-    def encode_condition(
-        self, latents: Tensor, *, lambda_: float = 0.0, motion: float = 1.0, overscan: int = 0
-    ) -> Condition:
+    def encode_condition(self, latents: Tensor, *, lambda_: float = 0.0, **moves: float) -> Condition:
         """Run AppearNet on the condition: once per clip, for all steps and for both halves of a batch with guidance.
 
         latents: (clips, k, C, h, w), scaled and without noise, of the centre frame (k = 1) or of the first and the last
-        frame (k = 2), as the configuration says. For subclasses, whose prediction may depend on them: λ of the run; the
-        size of the motion and the frames of overscan, where ModelConfig.moves_pixels. Raises MicroCinemaError for
-        another k.
+        frame (k = 2), as the configuration says. For subclasses whose prediction depends on them: lambda_, λ of the
+        run, and moves, the settings of ModelConfig.moves_pixels. Raises MicroCinemaError for another k.
         """
         clips, k = latents.shape[:2]
         expected = 1 if self.config.condition == "centre" else 2

@@ -62,7 +62,8 @@ def test_a_photograph_becomes_a_clip(clip):
 def test_the_clip_holds_its_settings(clip):
     assert video.read_metadata(clip)["comment"] == {
         "prompt": PROMPT, "model": "tiny-base", "frames": 5, "steps": 2, "cfg": 1.5, "lambda": 0.03, "gamma": -0.01,
-        "churn": 0.0, "seed": 7, "width": 96, "height": 96, "fps": 2.0, "interpolate": 1, "version": __version__,
+        "churn": 0.0, "motion": 1.0, "overscan": False, "seed": 7,
+        "width": 96, "height": 96, "fps": 2.0, "interpolate": 1, "version": __version__,
     }  # fmt: skip
 
 

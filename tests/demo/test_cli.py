@@ -56,10 +56,6 @@ def test_info(capsys):
         ("animate PHOTO --model nobody", ["nobody", "demo-base", "demo-interpolation"]),
         ("animate PHOTO --model demo-interpolation", ["demo-interpolation", "microcinema interpolate", "demo-base"]),
         ("animate PHOTO --frames 9 --motion -1", ["-1", "from 0 to 4"]),
-        (
-            "animate PHOTO --size 96x96 --prompt pan_left --motion 4 --overscan",
-            ["too far for overscan", "smaller motion"],
-        ),
         ("animate PHOTO --prompt xylophone", ["'xylophone'", "knows", "zooms"]),
         ("interpolate odd.gif --size 96x64 --model demo-base", ["demo-base", "demo-interpolation"]),
         ("info nobody", ["nobody", "demo-base", "demo-interpolation"]),

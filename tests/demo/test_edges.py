@@ -78,9 +78,9 @@ def test_on_photographs_it_is_a_decibel_nearer_to_the_truth_than_a_mirror_and_as
         truth = images.fit(images.load_picture(path), SIZE + 2 * MARGIN, SIZE + 2 * MARGIN)[None]
         outside = torch.ones(1, *truth.shape[-2:], dtype=torch.bool)
         middle(outside).fill_(False)
-        picture = model.decode(model.encode(middle(truth)))  # of what the network sees
-        continued = continue_picture(picture, MARGIN, MARGIN)
-        mirrored = F.pad(picture, [MARGIN] * 4, mode="reflect")
+        seen = model.decode(model.encode(middle(truth)))  # by the network
+        canvases = torch.cat([continue_picture(seen, MARGIN, MARGIN), F.pad(seen, [MARGIN] * 4, mode="reflect")])
+        continued, mirrored = model.decode(model.encode(canvases)).split(1)
         gains.append(psnr(continued, truth, outside) - psnr(mirrored, truth, outside))
         detail = (continued.diff(dim=-1)[..., 1:, :].square() + continued.diff(dim=-2)[..., 1:].square()).mean(1)
         outside = outside[..., 1:, 1:]
