@@ -20,8 +20,8 @@ TOWARDS_NORMAL = 0.05  # how much the directions tend to the edge's normal where
 MAX_SLOPE = 1.5
 SMOOTHNESS = 0.3  # of values along the edge: the standard deviation of a blur, relative to the distance from the edge
 FINE = 3.0  # pixels: the standard deviation of the blur that leaves larger things only
-FADING = 0.4  # of larger things
-SHARPENING = 0.2  # of the rest, which two interpolations and the autoencoder soften
+FADING = 0.5  # of larger things
+SHARPENING = 0.15  # of the rest, which two interpolations and the autoencoder soften
 
 
 @torch.no_grad()
@@ -111,9 +111,8 @@ def _slopes(pixels: Tensor) -> Tensor:
     weights = torch.exp((torch.arange(across.shape[-1], device=pixels.device) - depth) / (depth / 2))
     products = torch.stack([across * along, along**2, across**2])
     products = (products * weights).sum((2, 4))  # (3, n, H)
-    mixed, along, across = sum(
-        weight * _smooth(products, products.new_tensor(window * depth)) for window, weight in WINDOWS.items()
-    )
+    windows = [weight * _smooth(products, products.new_tensor(size * depth)) for size, weight in WINDOWS.items()]
+    mixed, along, across = torch.stack(windows).sum(0)
     return (-mixed / (along + TOWARDS_NORMAL * (along + across) + 1e-6)).clamp(-MAX_SLOPE, MAX_SLOPE)
 
 
@@ -127,8 +126,8 @@ def _trace(slopes: Tensor, margin: int) -> tuple[Tensor, Tensor]:
         place = rows - slopes * (1.0 if column else 0.5)
         origin, slopes = _between(origin, place) + place - place.clamp(0, height - 1), _between(slopes, place)
         traced.append((origin, slopes))
-    origins, slopes = zip(*traced, strict=True)
-    return torch.stack(origins, dim=1), torch.stack(slopes, dim=1)
+    origins, traced_slopes = (torch.stack(values, dim=1) for values in zip(*traced, strict=True))
+    return origins, traced_slopes
 
 
 def _between(values: Tensor, places: Tensor) -> Tensor:

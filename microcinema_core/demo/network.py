@@ -116,14 +116,14 @@ class DemoUNet(MicroCinemaUNet):
     def _zoom(self, condition: DemoCondition, text: Tensor | None) -> Tensor | None:
         """With overscan: the magnification (b,) at which no frame of the clip shows anything outside of the picture,
         for the largest amplitude of the motion."""
-        frames = condition.overscan
-        if not frames or text is None or not self.config.forward_warp:
+        frames, inputs = condition.overscan, condition.warp_inputs
+        if not frames or text is None or inputs is None:
             return None
         offsets = torch.arange(frames, device=text.device) - frames // 2
         times = condition.motion * self.tau(offsets)[None].float()
         reach = MAX_DEVIATIONS * (self.config.amplitude_std or 0)
         times = torch.cat([times, (1 - reach) * times, (1 + reach) * times], dim=1)
-        return self.forward_warp.overscan(condition.warp_inputs, text, times)
+        return self.forward_warp.overscan(inputs, text, times)
 
     def _warp(
         self, batch: Clips, static_latent: Tensor, text: Tensor | None, times: Tensor, zoom: Tensor | None
