@@ -17,11 +17,11 @@ from torch import Tensor
 DEPTH = 1 / 24  # of the strip that tells the lines' directions, relative to the picture's width
 WINDOWS = {1 / 3: 1.0, 1.0: 0.3, 3.0: 0.1}  # Gaussian windows along the edge, in depths, and their weights
 TOWARDS_NORMAL = 0.05  # how much the directions tend to the edge's normal where the tensor tells little
-MAX_SLOPE = 1.5
+MAX_SLOPE = 3.0
 SMOOTHNESS = 0.3  # of values along the edge: the standard deviation of a blur, relative to the distance from the edge
 FINE = 3.0  # pixels: the standard deviation of the blur that leaves larger things only
 FADING = 0.5  # of larger things
-SHARPENING = 0.15  # of the rest, which two interpolations and the autoencoder soften
+SHARPENING = 0.2  # of the rest, which two interpolations and the autoencoder soften
 
 
 @torch.no_grad()
