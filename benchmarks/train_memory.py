@@ -1,6 +1,6 @@
 """The memory of a training of the full-size model, computed: no weight is allocated, no arithmetic is done.
 
-    python benchmarks/train_memory.py [--row N] [--width 64]      prints rows of docs/training-memory.md
+    python benchmarks/train_memory.py [--row N] [--width 64]      prints rows of docs/training.md
 
 Weights, gradients, moments and the average are counted. Activations are the largest sum, in a forward and a backward
 pass on torch's fake tensors, of the live storages that are neither weights nor gradients: what is saved for the

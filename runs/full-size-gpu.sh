@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# docs/training-memory.md, on one GPU of 80 GB: a full-size model, steps of each configuration, inference in 16 bits.
+# docs/training.md, on one GPU of 80 GB: a full-size model, steps of each configuration, inference in 16 bits.
 # Ten minutes, 10 GB of disk, 16 GB of RAM. `runs/full-size-gpu.sh v2-1_512-ema-pruned.safetensors` begins with that file;
 # without it the file's weights are drawn at random, in its exact shapes: nothing but times and memory means anything then.
 set -euo pipefail

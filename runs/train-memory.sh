@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# docs/training-memory.md: what a training needs, computed without a GPU; and the full-size step on a CPU, of 11 GB of RAM.
+# docs/training.md: what a training needs, computed without a GPU; and the full-size step on a CPU, of 11 GB of RAM.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python benchmarks/train_memory.py

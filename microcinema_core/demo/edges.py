@@ -17,10 +17,10 @@ from torch import Tensor
 DEPTH = 1 / 24  # of the strip that tells the lines' directions, relative to the picture's width
 WINDOWS = {1 / 3: 1.0, 1.0: 0.3, 3.0: 0.1}  # Gaussian windows along the edge, in depths, and their weights
 TOWARDS_NORMAL = 0.05  # how much the directions tend to the edge's normal where the tensor tells little
-MAX_SLOPE = 1.5
+MAX_SLOPE = 3.0
 SMOOTHNESS = 0.3  # of values along the edge: the standard deviation of a blur, relative to the distance from the edge
 FINE = 3.0  # pixels: the standard deviation of the blur that leaves larger things only
-FADING = 0.4  # of larger things
+FADING = 0.5  # of larger things
 SHARPENING = 0.2  # of the rest, which two interpolations and the autoencoder soften
 
 
@@ -111,8 +111,13 @@ def _slopes(pixels: Tensor) -> Tensor:
     weights = torch.exp((torch.arange(across.shape[-1], device=pixels.device) - depth) / (depth / 2))
     products = torch.stack([across * along, along**2, across**2])
     products = (products * weights).sum((2, 4))  # (3, n, H)
+<<<<<<< HEAD
     smoothed = [weight * _smooth(products, products.new_tensor(window * depth)) for window, weight in WINDOWS.items()]
     mixed, along, across = torch.stack(smoothed).sum(0)
+=======
+    windows = [weight * _smooth(products, products.new_tensor(size * depth)) for size, weight in WINDOWS.items()]
+    mixed, along, across = torch.stack(windows).sum(0)
+>>>>>>> edges
     return (-mixed / (along + TOWARDS_NORMAL * (along + across) + 1e-6)).clamp(-MAX_SLOPE, MAX_SLOPE)
 
 
@@ -126,8 +131,13 @@ def _trace(slopes: Tensor, margin: int) -> tuple[Tensor, Tensor]:
         place = rows - slopes * (1.0 if column else 0.5)
         origin, slopes = _between(origin, place) + place - place.clamp(0, height - 1), _between(slopes, place)
         traced.append((origin, slopes))
+<<<<<<< HEAD
     origins, inclines = zip(*traced, strict=True)
     return torch.stack(origins, dim=1), torch.stack(inclines, dim=1)
+=======
+    origins, traced_slopes = (torch.stack(values, dim=1) for values in zip(*traced, strict=True))
+    return origins, traced_slopes
+>>>>>>> edges
 
 
 def _between(values: Tensor, places: Tensor) -> Tensor:

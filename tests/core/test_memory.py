@@ -52,7 +52,7 @@ def test_the_memory_that_is_said_is_the_memory_that_is_held(tmp_path, trained):
 
 
 def test_a_full_size_training_of_the_new_layers_takes_ten_gigabytes():
-    """The figures of docs/training-memory.md, counted on no device."""
+    """The figures of docs/training.md, counted on no device."""
     network = build(BASE.network, device="meta")
     assert "2,015.9 M trained: weights 8.06, gradients 8.06, moments 16.13, averages 8.06" in str(memory(network))
     select(network, "new")
