@@ -111,13 +111,8 @@ def _slopes(pixels: Tensor) -> Tensor:
     weights = torch.exp((torch.arange(across.shape[-1], device=pixels.device) - depth) / (depth / 2))
     products = torch.stack([across * along, along**2, across**2])
     products = (products * weights).sum((2, 4))  # (3, n, H)
-<<<<<<< HEAD
-    smoothed = [weight * _smooth(products, products.new_tensor(window * depth)) for window, weight in WINDOWS.items()]
-    mixed, along, across = torch.stack(smoothed).sum(0)
-=======
     windows = [weight * _smooth(products, products.new_tensor(size * depth)) for size, weight in WINDOWS.items()]
     mixed, along, across = torch.stack(windows).sum(0)
->>>>>>> edges
     return (-mixed / (along + TOWARDS_NORMAL * (along + across) + 1e-6)).clamp(-MAX_SLOPE, MAX_SLOPE)
 
 
@@ -131,13 +126,8 @@ def _trace(slopes: Tensor, margin: int) -> tuple[Tensor, Tensor]:
         place = rows - slopes * (1.0 if column else 0.5)
         origin, slopes = _between(origin, place) + place - place.clamp(0, height - 1), _between(slopes, place)
         traced.append((origin, slopes))
-<<<<<<< HEAD
-    origins, inclines = zip(*traced, strict=True)
-    return torch.stack(origins, dim=1), torch.stack(inclines, dim=1)
-=======
     origins, traced_slopes = (torch.stack(values, dim=1) for values in zip(*traced, strict=True))
     return origins, traced_slopes
->>>>>>> edges
 
 
 def _between(values: Tensor, places: Tensor) -> Tensor:
