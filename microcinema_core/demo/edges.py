@@ -35,14 +35,8 @@ def show_uncovered(frames: Tensor, pixels: Tensor, views: Tensor) -> Tensor:
     height, width = frames.shape[-2:]
     sources = _sources(views, height, width)
     half = sources.new_tensor([width / 2, height / 2])
-    beyond = sources.abs() - half
-    outside = (beyond > 0).any(dim=-1)
-    if not outside.any():
-        return frames
-    right, down = (
-        min(side, math.ceil(reach) + 2) if reach > 0 else 0
-        for side, reach in zip((width, height), beyond.flatten(0, -2).amax(0).tolist(), strict=True)
-    )
+    outside = (sources.abs() > half).any(dim=-1)
+    right, down = width // 2, height // 2  # whatever is uncovered: a step must not ask the device how much that is
     canvas = continue_picture(pixels.to(frames.dtype), right, down)
     grid = (sources / (half + half.new_tensor([right, down]))).flatten(0, 1)
     canvas = canvas.repeat(len(views) // len(canvas), 1, 1, 1).repeat_interleave(views.shape[1], dim=0)

@@ -307,16 +307,6 @@ def test_bad_input_of_the_other_commands(workplace, capsys, command, words):
     assert_one_sentence(capsys, command.split(), words, workplace)
 
 
-@pytest.mark.parametrize("name", ["base", "interpolation"])
-@pytest.mark.parametrize("where", ["the file", "--set"])
-def test_a_model_of_the_paper_is_not_trained_yet(workplace, capsys, name, where):
-    in_file = name if where == "the file" else "demo-base"
-    Path("run.toml").write_text(f'task = "diffusion"\nmodel = "{in_file}"\nsteps = 3\n')
-    command = ["train", "run.toml", "--out", "run", *(["--set", f'model="{name}"'] if where == "--set" else [])]
-    words = [f"'{name}' learns from clips of real video", "no trainer yet", "demo-base or demo-interpolation"]
-    assert_one_sentence(capsys, command, words, workplace)
-
-
 @pytest.mark.parametrize("command", ["train run.toml", "evaluate"])
 def test_commands_of_the_bundled_models_need_their_folder(workplace, capsys, monkeypatch, command):
     for module in [module for module in sys.modules if module.startswith("microcinema_core.demo.")]:

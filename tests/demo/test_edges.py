@@ -95,7 +95,7 @@ def test_on_photographs_it_is_a_decibel_nearer_to_the_truth_than_a_mirror_and_as
 def test_frames_that_show_nothing_else_stay_as_they_are_to_the_bit():
     picture, frames = torch.rand(1, 3, 32, 48), torch.rand(1, 3, 3, 32, 48)
     views = torch.stack([view(), view(1.2), view(right=0.4)])[None]
-    assert show_uncovered(frames, picture, views) is frames
+    assert torch.equal(show_uncovered(frames, picture, views), frames)
     views[0, 1] = view(right=3)
     shown = show_uncovered(frames, picture, views)
     assert torch.equal(shown[0, [0, 2]], frames[0, [0, 2]]) and torch.equal(shown[0, 1, ..., 3:], frames[0, 1, ..., 3:])
@@ -116,8 +116,8 @@ def test_the_least_zoom_is_enough_and_a_smaller_one_is_not(moved):
     zoom = least_zoom(moved[None, None], height, width)
     frames, picture = torch.zeros(1, 1, 3, height, width), torch.rand(1, 3, height, width)
     assert zoom > 1.05
-    assert show_uncovered(frames, picture, zoom * moved[None, None]) is frames
-    assert show_uncovered(frames, picture, (zoom - 0.1) * moved[None, None]) is not frames
+    assert torch.equal(show_uncovered(frames, picture, zoom * moved[None, None]), frames)
+    assert not torch.equal(show_uncovered(frames, picture, (zoom - 0.1) * moved[None, None]), frames)
 
 
 def test_the_least_zoom_is_1_where_nothing_is_uncovered_and_endless_where_the_picture_is_left():
