@@ -99,7 +99,7 @@ def test_frames_that_show_nothing_else_stay_as_they_are_to_the_bit():
     views[0, 1] = view(right=3)
     shown = show_uncovered(frames, picture, views)
     assert torch.equal(shown[0, [0, 2]], frames[0, [0, 2]]) and torch.equal(shown[0, 1, ..., 3:], frames[0, 1, ..., 3:])
-    expected = continue_picture(picture, 5, 0)[0, :, :, 2:5]
+    expected = continue_picture(picture, 24, 16)[0, :, 16:48, 21:24]
     torch.testing.assert_close(shown[0, 1, ..., :3], expected, rtol=0, atol=1e-4)
 
 
