@@ -128,4 +128,6 @@ def full_disk(room: int):
 
 
 if __name__ == "__main__":  # for torchrun: a folder, and settings of [train] in JSON
-    train_layer(Path(sys.argv[1]), changed(**json.loads(sys.argv[2])))
+    kept = train_layer(Path(sys.argv[1]), changed(**json.loads(sys.argv[2])))
+    sys.stdout.flush()
+    os._exit(0)  # before `kept` ends: gloo may wait for ever where a group is closed before what used it
