@@ -220,15 +220,6 @@ def test_parts_of_a_model_can_be_trained_alone(tmp_path, toml, whole, trained):
     assert all(".transformer_blocks." in name for name in spatial) if trained == "lora" else not spatial
 
 
-def test_eight_bit_moments_go_on_where_they_were(tmp_path, toml):
-    pytest.importorskip("torchao")
-    pytest.skip("slow: torchao compiles its step") if not os.environ.get("SLOW_TRAINING") else None
-    recipe.main(toml, tmp_path / "whole", {"train.optimizer": "adamw8bit"})
-    recipe.main(toml, tmp_path / "parts", {"train.optimizer": "adamw8bit", "train.steps": "2"})
-    recipe.main(toml, tmp_path / "parts", {"train.optimizer": "adamw8bit"})
-    assert same_states(tmp_path / "whole", tmp_path / "parts")
-
-
 # --- data ---
 
 
