@@ -118,9 +118,17 @@ def save_model(path: Path, model: LoadedModel, dtype: torch.dtype = torch.float1
     tensors = {}
     for prefix, module in ((NETWORK, model.network), (AUTOENCODER, model.autoencoder), (TEXT, model.text)):
         if module is not None:
-            tensors |= {prefix + key: value.to("cpu", dtype).contiguous() for key, value in module.state_dict().items()}
+            tensors |= {prefix + key: value for key, value in module.state_dict().items()}
+    write_model(path, model.config, tensors, dtype)
+
+
+def write_model(
+    path: Path, config: ModelConfig, tensors: dict[str, torch.Tensor], dtype: torch.dtype, training: str = ""
+) -> None:
+    """Write a model file from tensors by their keys. `training` is kept in the header: how the model was trained."""
+    tensors = {key: value.to("cpu", dtype).contiguous() for key, value in config.to_file(tensors).items()}
     with whole_file(path) as part:
-        save_file(model.config.to_file(tensors), part, header(model.config))
+        save_file(tensors, part, header(config) | ({"training": training} if training else {}))
 
 
 def config_tensor(config: ModelConfig) -> dict[str, torch.Tensor]:

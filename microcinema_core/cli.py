@@ -1,4 +1,4 @@
-"""The command `microcinema`: animate, interpolate, info, init, train, evaluate.
+"""The command `microcinema`: animate, interpolate, info, init, train, cache, evaluate, fvd.
 
 Bad input ends with exit code 2 and one sentence on stderr, Ctrl-C with 130. Modules that import torch are imported by
 the commands that need them, so that the help and errors in options appear at once.
@@ -13,20 +13,22 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from . import __version__
-from .config import BASE, INTERPOLATION, ModelConfig, configurations, demo_module
+from .config import BASE, INTERPOLATION, configurations, demo_module
 from .errors import MicroCinemaError
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
 
 MODEL = "demo-base"
 INTERPOLATION_MODEL = "demo-interpolation"
+AUTOENCODER_KIND = "autoencoder"
 _DTYPES = ("float32", "bfloat16", "float16")
 INSERTED = 4  # the factor by which an interpolation pass multiplies the frames per second
 T = TypeVar("T")
@@ -57,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def animate(arguments: argparse.Namespace) -> None:
     """`microcinema animate`: a picture and a sentence become a clip, which may be interpolated."""
-    from . import files, images, pipeline, video, windows
+    from . import files, header, images, pipeline, video, windows
 
     started = time.monotonic()
     _check_outputs([arguments.output, arguments.sheet], [arguments.photo])
@@ -66,6 +68,7 @@ def animate(arguments: argparse.Namespace) -> None:
         files.check_output(arguments.sheet, (".png",))
     picture = images.load_picture(arguments.photo)
     passes = arguments.interpolate
+    pipeline.check_motion(header.read_config(header.resolve(arguments.model)), arguments.motion, arguments.overscan)
     base = _load(arguments, arguments.model, "centre")
     between = _load(arguments, INTERPOLATION_MODEL, "ends") if passes else None
     config = base.config
@@ -82,19 +85,21 @@ def animate(arguments: argparse.Namespace) -> None:
         "cfg": _or(arguments.cfg, config.cfg),
         "gamma": _or(arguments.gamma, config.gamma),
         "churn": arguments.churn,
+        "motion": arguments.motion,
+        "overscan": arguments.overscan,
         "seed": arguments.seed,
         "width": width,
         "height": height,
     }
     strength = _or(arguments.lambda_, config.lambda_)
-    with _progress("animate") as progress:
+    with progress_bar("animate") as progress:
         progress(0, settings["steps"])
         frames = base.animate(picture, arguments.prompt, lambda_=strength, progress=progress, **settings)
     notes = {"prompt": arguments.prompt, "model": config.name, **settings, "lambda": strength, "fps": fps}
     notes |= {"interpolate": passes, "version": __version__}
     options = {"fps": fps * INSERTED**passes, "metadata": {"comment": notes}}
     if between:
-        with _progress("interpolate") as progress:
+        with progress_bar("interpolate") as progress:
             longer = between.interpolated(frames, len(frames), passes=passes, seed=arguments.seed, progress=progress)
             frames = list(longer) if arguments.sheet else longer  # only a sheet needs all frames in memory
             count = video.write_video(arguments.output, frames, **options)
@@ -130,7 +135,7 @@ def interpolate(arguments: argparse.Namespace) -> None:
     steps = _or(arguments.steps, between.config.steps)
     notes = {"model": between.config.name, "passes": arguments.passes, "seed": arguments.seed}
     notes |= {"steps": steps, "fps": fps, "version": __version__}
-    with _progress("interpolate") as progress:
+    with progress_bar("interpolate") as progress:
         frames = between.interpolated(
             opened.frames, opened.count, passes=arguments.passes, steps=steps, seed=arguments.seed, progress=progress
         )
@@ -166,7 +171,14 @@ def init(arguments: argparse.Namespace) -> None:
     from .convert.initialise import initialise
 
     files.check_output(arguments.output, (".safetensors",))
-    with _progress("init", "tensor") as progress:
+    if arguments.kind == AUTOENCODER_KIND:
+        from .convert.autoencoder import convert_autoencoder
+
+        config = convert_autoencoder(arguments.source, arguments.output)
+        size = f"{config.latent_channels} channels, {config.factor} pixels a cell, scale {config.scale:g}"
+        print(f"{arguments.output}: an autoencoder of {size}")
+        return
+    with progress_bar("init", "tensor") as progress:
         report = initialise(
             arguments.source,
             arguments.output,
@@ -176,40 +188,106 @@ def init(arguments: argparse.Namespace) -> None:
         )
     size = arguments.output.stat().st_size / 1e9
     print(f"{arguments.output}: {report.config.name}, {size:.2f} GB, tensors:")
-    for title, counts in (("taken", report.taken), ("new", report.new), ("left", report.left)):
+    left = {reason: len(names) for reason, names in report.left.items()}
+    for title, counts in (("taken", report.taken), ("new", report.new), ("left", left)):
         print(f"  {title:<6}{sum(counts.values()):>6}", end="")
         print("  " + "; ".join(f"{count} {what}" for what, count in counts.items()))
+    if report.donor:
+        print(f"  warm start from {report.donor.name} (licence: {report.donor.licence}; {report.donor.page})")
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """`microcinema train`: train the model that a TOML file names."""
+    """`microcinema train`: train the model that a TOML file describes."""
     from .training.config import read_values
 
     overrides = dict(arguments.set)
-    model = configurations().get(str(read_values(arguments.config, overrides).get("model")))
-    if type(model) is ModelConfig:
-        raise MicroCinemaError(
-            f"'{model.name}' learns from clips of real video, for which there is no trainer yet: set model to "
-            "demo-base or demo-interpolation"
-        )
-    demo_module("recipes").main(arguments.config, arguments.out, overrides)
+    values = read_values(arguments.config, overrides)
+    if "demo" in values or "task" in values:  # the latter in files of release 0.1
+        demo_module("recipes").main(arguments.config, arguments.out, overrides)
+        return
+    from .training import recipe
+
+    recipe.main(arguments.config, arguments.out, overrides)
+
+
+def cache(arguments: argparse.Namespace) -> None:
+    """`microcinema cache`: encode the clips of a training once, so that it needs no decoding and no encoding."""
+    from .training import recipe
+
+    folder = recipe.cache(arguments.config, arguments.out, dict(arguments.set))
+    print(f"train with --set data.cache={folder}")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """`microcinema evaluate`: measure a model on drawn scenes and photographs."""
-    demo_module("evaluate").main(
-        arguments.model, scenes=arguments.scenes, sheets=arguments.sheets, as_json=arguments.json
-    )
+    """`microcinema evaluate`: measure a model on videos, or on drawn scenes and photographs."""
+    videos_only = ("table", "count", "seed", "device", "dtype", "tokenizer")
+    for name in ("scenes",) if arguments.clips else videos_only:
+        if getattr(arguments, name) is not None:
+            cure = "with --clips: leave one of the two out" if arguments.clips else "without --clips: name a folder too"
+            raise MicroCinemaError(f"--{name} does nothing {cure}")
+    if not arguments.clips:
+        demo_module("evaluate").main(
+            arguments.model, scenes=_or(arguments.scenes, 200), sheets=arguments.sheets, as_json=arguments.json
+        )
+        return
+    from . import evaluation, files, header
+
+    if arguments.sheets:
+        files.make_folder(arguments.sheets)
+    arguments.device, arguments.dtype = _or(arguments.device, "auto"), _or(arguments.dtype, "float32")
+    pipeline = _load(arguments, arguments.model)
+    with progress_bar("evaluate", "video", delay=5) as progress:
+        videos = evaluation.open_videos(pipeline, arguments.clips, arguments.table, progress)
+    with progress_bar("evaluate", "clip") as progress:
+        found = evaluation.evaluate(
+            pipeline, videos, count=_or(arguments.count, evaluation.CLIPS), seed=_or(arguments.seed, 0),
+            sheets=arguments.sheets, progress=progress,
+            trained_on=header.read_training(header.resolve(arguments.model)).get("data"),
+        )  # fmt: skip
+    print(json.dumps(found.to_json(), indent=2, allow_nan=False) if arguments.json else found.words())
+
+
+def fvd(arguments: argparse.Namespace) -> None:
+    """`microcinema fvd`: the Fréchet distance between a model's clips and the real ones of UCF-101 or MSR-VTT."""
+    from . import header
+    from .fvd.clips import Options
+    from .fvd.measure import Measurement
+    from .fvd.work import device_of_rank, rank_and_world
+
+    rank, world = rank_and_world()
+    arguments.device = device_of_rank(arguments.device)
+    model = header.resolve(arguments.model)
+    between = header.resolve(arguments.interpolation_model) if arguments.interpolate else None
+    config = header.read_config(model)
+    width, height = arguments.size or (config.width, config.height)
+    options = Options(
+        arguments.frames, width, height, _or(arguments.steps, config.steps), _or(arguments.cfg, config.cfg),
+        _or(arguments.lambda_, config.lambda_), _or(arguments.gamma, config.gamma), arguments.seed,
+        arguments.interpolate, arguments.real_fps,
+    )  # fmt: skip
+    pictures = None if arguments.pictures == "real" else Path(arguments.pictures)
+    measurement = Measurement(
+        arguments.set, arguments.data, arguments.prompts, pictures, arguments.samples, arguments.work, model, between,
+        arguments.i3d, options, arguments.dtype,
+    )  # fmt: skip
+    base = _load(arguments, arguments.model, "centre")
+    second = _load(arguments, arguments.interpolation_model, "ends") if between else None
+    with progress_bar("fvd" if world == 1 else f"fvd {rank}/{world}", "clip") as progress:
+        report = measurement.run(base, second, arguments.keep_clips, progress)
+    if report is None:
+        print(f"rank {rank} of {world} has made its clips: the last one, or this command again, prints the figure")
+    else:
+        print(json.dumps(report.to_json(), indent=2, allow_nan=False) if arguments.json else report.words())
 
 
 # --- helpers of the commands ---
 
 
-def _load(arguments: argparse.Namespace, model: str, condition: str) -> Pipeline:
+def _load(arguments: argparse.Namespace, model: str, condition: str | None = None) -> Pipeline:
     """Load the model of that name or file for the options of the command.
 
     Raises MicroCinemaError unless the model is conditioned as `condition` says: on its "centre" frame to animate, on
-    both "ends" to interpolate.
+    both "ends" to interpolate, None on either.
     """
     import torch
 
@@ -218,7 +296,7 @@ def _load(arguments: argparse.Namespace, model: str, condition: str) -> Pipeline
 
     path, device = header.resolve(model), _device(arguments.device)
     config = header.read_config(path)
-    if config.network.condition != condition:
+    if condition not in (None, config.network.condition):
         use = f"animates pictures: use {INTERPOLATION_MODEL}"
         if condition == "centre":
             use = f"puts frames between frames: use it with `microcinema interpolate`, or {MODEL} here"
@@ -269,27 +347,6 @@ def _check_words(prompt: str, pipeline: Pipeline) -> None:
     if all(pipeline.unknown_words(word) for word in prompt.split()):
         raise MicroCinemaError(message)
     print("microcinema: warning:", message, file=sys.stderr)
-
-
-@contextmanager
-def _progress(label: str, unit: str = "step") -> Iterator[Callable[[int, int], None]]:
-    """Yield a function of (done, total) that shows a progress bar, from its first call on: an error before it is the
-    only line of output."""
-    bar = None
-
-    def update(done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None:
-            from tqdm import tqdm
-
-            bar = tqdm(desc=label, total=total, file=sys.stderr, unit=unit)
-        bar.update(done - bar.n)
-
-    try:
-        yield update
-    finally:
-        if bar is not None:
-            bar.close()
 
 
 def _report(path: Path, count: int, size: tuple[int, int], fps: float, started: float) -> None:
@@ -398,6 +455,13 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--cfg", type=_number(0, 100), metavar="X", help="text guidance; 1 is none (the model's)")
     one.add_argument("--lambda", dest="lambda_", type=_number(0, 1), help="prior strength of training (the model's)")
     one.add_argument("--gamma", type=_number(-1, 1), help="added to it; more is calmer (the model's)")
+    one.add_argument(
+        "--motion", type=_number(0, 4), default=1.0, metavar="X",
+        help="size of the motion: 0.5 is half the way (demo-base; other models: --gamma)",
+    )  # fmt: skip
+    one.add_argument(
+        "--overscan", action="store_true", help="never show what lies outside the picture: a tighter view (demo-base)"
+    )
     one.add_argument("--churn", type=_number(0, 1000), default=0.0, help="fresh noise over all steps (%(default)s)")
     one.add_argument("--sheet", type=Path, metavar="FILE.png", help="also write all frames side by side")
 
@@ -415,20 +479,75 @@ def _parser() -> argparse.ArgumentParser:
     four = command(init, "make a full-size model, ready to train, from Stable Diffusion 2.1 base")
     place = {"type": Path, "metavar": "FILE|FOLDER"}
     four.add_argument("--from", dest="source", required=True, **place, help="one file, or diffusers' folder")
-    four.add_argument("--warm-start", **place, help="temporal layers of ModelScope's text-to-video model")
-    four.add_argument("--kind", choices=(BASE.name, INTERPOLATION.name), default=BASE.name, help="(%(default)s)")
+    four.add_argument("--warm-start", **place, help="DynamiCrafter, VideoCrafter2, ModelScope or I2VGen-XL")
+    kinds = (BASE.name, INTERPOLATION.name, AUTOENCODER_KIND)
+    four.add_argument("--kind", choices=kinds, default=BASE.name, help="the last from diffusers' vae/ (%(default)s)")
     four.add_argument("-o", "--output", type=Path, required=True, help="safetensors file to write")
 
-    five = command(train, "train a model")
-    five.add_argument("config", type=Path, metavar="CONFIG.toml")
-    five.add_argument(
-        "--set", type=_setting, action="append", default=[], metavar="KEY=VALUE", help="instead of the file's"
-    )
-    five.add_argument("--out", type=Path, metavar="DIR", help="folder for checkpoints, log and sheets")
+    def configured(added: argparse.ArgumentParser, out: str, required: bool) -> None:
+        added.add_argument("config", type=Path, metavar="CONFIG.toml")
+        added.add_argument(
+            "--set", type=_setting, action="append", default=[], metavar="KEY=VALUE", help="instead of the file's"
+        )
+        added.add_argument("--out", type=Path, required=required, metavar="DIR", help=out)
 
-    six = command(evaluate, "measure a model on scenes and photographs it has never seen")
-    six.add_argument("model", nargs="?", default=MODEL, metavar="MODEL", help="bundled model or file (%(default)s)")
-    six.add_argument("--json", action="store_true", help="for machines")
-    six.add_argument("--scenes", type=_whole(1), default=200, metavar="N", help="drawn scenes (%(default)s)")
-    six.add_argument("--sheets", type=Path, metavar="DIR", help="also write sheets of the clips there")
+    configured(command(train, "train a model"), "folder for checkpoints, log, samples and the model", False)
+    configured(command(cache, "encode the clips of a training beforehand"), "folder for caches", True)
+
+    _evaluate_options(command(evaluate, "measure a model on videos, or on scenes and photographs it has never seen"))
+    _fvd_options(command(fvd, "measure the Fréchet video distance of a model on your copy of UCF-101 or MSR-VTT"))
     return parser
+
+
+def _evaluate_options(added: argparse.ArgumentParser) -> None:
+    added.add_argument("model", nargs="?", default=MODEL, metavar="MODEL", help="bundled model or file (%(default)s)")
+    added.add_argument("--json", action="store_true", help="for machines")
+    added.add_argument("--sheets", type=Path, metavar="DIR", help="also write sheets of the clips there")
+    added.add_argument("--scenes", type=_whole(1), metavar="N", help="drawn scenes, for the bundled models (200)")
+    added.set_defaults(compile=False)
+    videos = added.add_argument_group("on videos, any model")
+    videos.add_argument("--clips", type=Path, metavar="FOLDER", help="videos with captions beside them in .txt files")
+    videos.add_argument("--table", type=Path, metavar="CSV", help="captions in a table like WebVid's instead")
+    videos.add_argument("--count", type=_whole(1), metavar="N", help="videos, a clip of each (100)")
+    videos.add_argument("--seed", type=_whole(0, 2**62), help="of videos, places, noise (0)")
+    videos.add_argument("--device", help="auto, cpu, cuda, mps (auto)")
+    videos.add_argument("--dtype", choices=_DTYPES, help="of the networks (float32)")
+    videos.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="CLIP's vocab.json and merges.txt (full size)")
+
+
+def _fvd_options(added: argparse.ArgumentParser) -> None:
+    added.epilog = "Many GPUs: torchrun --nproc-per-node 8 -m microcinema_core fvd … What the figure means: docs/fvd.md"
+    added.add_argument("model", metavar="MODEL", help="bundled model or file")
+    added.add_argument("--set", choices=("ucf101", "msrvtt"), required=True)
+    folder = {"type": Path, "required": True, "metavar": "FOLDER"}
+    added.add_argument("--data", **folder, help="UCF-101's class folders, or MSR-VTT's clips")
+    added.add_argument(
+        "--i3d", type=Path, required=True, metavar="FILE.pt", help="TorchScript; FVD is that of i3d_torchscript.pt"
+    )
+    added.add_argument(
+        "--pictures",
+        required=True,
+        metavar="FOLDER|real",
+        help="generated pictures 00000.png …, one for each prompt, or frames of the real clips: not zero-shot then",
+    )
+    added.add_argument("--work", **folder, help="for features; a killed run goes on")
+    added.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="UCF-101: JSON of class and sentence; MSR-VTT: JSON or CSV"
+    )
+    added.add_argument("--samples", type=_whole(2), metavar="N", help="clips to generate (10000; MSR-VTT: 2990)")
+    added.add_argument("--frames", type=_whole(2, 1000), default=16, metavar="N", help="compared (%(default)s)")
+    added.add_argument("--real-fps", type=_number(0.1, 240), metavar="X", help="of real clips (consecutive frames)")
+    added.add_argument("--interpolate", type=_whole(0, 2), default=0, metavar="0|1|2", help="passes, each 4x the fps")
+    added.add_argument("--interpolation-model", default=INTERPOLATION_MODEL, metavar="NAME|FILE", help="(%(default)s)")
+    added.add_argument("--steps", type=_whole(1, 1000), metavar="N", help="sampling steps (the model's)")
+    added.add_argument("--cfg", type=_number(0, 100), metavar="X", help="text guidance; 1 is none (the model's)")
+    added.add_argument("--lambda", dest="lambda_", type=_number(0, 1), help="prior strength of training (the model's)")
+    added.add_argument("--gamma", type=_number(-1, 1), help="added to it; the paper's FVD has 0.02 (the model's)")
+    added.add_argument("--seed", type=_whole(0, 2**62), default=0, help="of clips, windows, noise (%(default)s)")
+    added.add_argument("--size", type=_size, metavar="WxH", help="of both sides' clips (the model's)")
+    added.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (%(default)s)")
+    added.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the networks (%(default)s)")
+    added.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="CLIP's vocab.json and merges.txt (full size)")
+    added.add_argument("--compile", action="store_true", help="compile the network first: minutes, for many steps")
+    added.add_argument("--keep-clips", action="store_true", help="also keep the clips, losslessly, in WORK/clips")
+    added.add_argument("--json", action="store_true", help="for machines")

@@ -21,6 +21,7 @@ from .validated import Fits, Printable, Range, sentence, validated
 LAMBDA = 0.03  # of the prior in training, as in the paper
 # The prefixes of the keys in a model file, see header.py.
 NETWORK, AUTOENCODER, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+TEMPORAL_INPUT_HEADS = 8  # as in DynamiCrafter, VideoCrafter2, ModelScope's model and I2VGen-XL
 # Fields of demo.config.DemoNetworkConfig; a header with a value for one of them describes a model of that kind.
 DEMO_FIELDS = {"residual_std", "motion_embedding", "forward_warp", "flow_warp", "amplitude_std"}
 T = TypeVar("T")
@@ -114,6 +115,7 @@ class NetworkConfig:
     temporal_conv_depth: Annotated[int, Range(1, 8, "convolutions", 1)] = 1
     temporal_attentions: Literal[1, 2] = 1  # per temporal transformer, one after the other; 2 as in ModelScope's model
     temporal_positions: StrictBool = True  # the temporal attention gets an embedding of the frames' positions
+    temporal_input: StrictBool = False  # one more temporal transformer, after the input convolution
     frames: Annotated[int, Range(2, 1000, "frames", 9)] = 9  # the clip length it is trained at; others run
     condition: Literal["centre", "ends"] = "centre"
     scale_shift_norm: StrictBool = False  # the time embedding scales and shifts, instead of only shifting as in SD
@@ -122,6 +124,7 @@ class NetworkConfig:
     PARTS: ClassVar[dict[str, str]] = {
         "temporal_convs": "temporal convolutions",
         "temporal_transformers": "temporal transformers",
+        "temporal_input": "temporal input layer",
         "appearance": "appearance network",
         "appearance_injections": "appearance injection",
         "condition_in": "condition input",
@@ -148,10 +151,17 @@ class NetworkConfig:
         return [self.model_channels * multiplier for multiplier in self.channel_multipliers]
 
     @property
+    def temporal_input_width(self) -> int:
+        """The channels inside the temporal input layer: 8 heads, however many channels it has outside."""
+        return TEMPORAL_INPUT_HEADS * self.head_channels
+
+    @property
     def minimum_parameters(self) -> int:
-        """A lower bound of the parameters: the convolutions of its ResBlocks, AppearNet's and the temporal ones."""
+        """A lower bound of the parameters: the convolutions of its ResBlocks, AppearNet's and the temporal ones, and
+        the attention and the feed-forward of the temporal input layer."""
         blocks, each = 2 * self.res_blocks + 1, 18 + 3 * self.temporal_conv_depth
-        return each * (sum(blocks * width**2 for width in self._widths) + 2 * self._widths[-1] ** 2)
+        convolutions = each * (sum(blocks * width**2 for width in self._widths) + 2 * self._widths[-1] ** 2)
+        return convolutions + self.temporal_input * 16 * self.temporal_input_width**2
 
 
 @validated
@@ -190,6 +200,11 @@ class ModelConfig:
     def dtypes(self) -> tuple[str, ...]:
         """The dtypes that the network supports, by torch's names, the preferred one first."""
         return ("float16", "bfloat16", "float32")
+
+    @property
+    def moves_pixels(self) -> bool:
+        """Whether the size of the motion and overscan can be set: where a picture's pixels are moved along paths."""
+        return False
 
     def from_file(self, tensors: dict[str, T]) -> dict[str, T]:
         """Rename the tensors of a file, by key, to the modules' current names."""

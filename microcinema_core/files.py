@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,12 +21,15 @@ from .errors import MicroCinemaError
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name in the folder of `path`, and rename that file to `path` at the end.
 
-    The file appears complete or, on any error, not at all. Raises MicroCinemaError where it cannot be written, for
-    example on a full disk.
+    The file appears complete or, on any error, not at all, and who may read it is what the umask says. Raises
+    MicroCinemaError where it cannot be written, for example on a full disk.
     """
     part = part_name(Path(path))
     try:
+        mode = _usual_mode(part)
         yield part
+        if part.is_file() and stat.S_IMODE(part.stat().st_mode) != mode:
+            part.chmod(mode)  # safetensors gives its files to their owner alone
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         raise cannot_write(path, error) from error
@@ -123,6 +127,14 @@ def remove_stale(folder: Path) -> None:
         if match and not _is_running(int(match[1])):
             with suppress(OSError):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _usual_mode(path: Path) -> int:
+    """The mode of a new file of that name. The umask itself can only be read by changing it, for all threads."""
+    path.touch()
+    mode = path.stat().st_mode
+    path.unlink()
+    return stat.S_IMODE(mode)
 
 
 def _machine() -> str:

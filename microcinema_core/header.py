@@ -12,6 +12,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -86,6 +87,13 @@ def read_config(path: str | Path) -> ModelConfig:
         raise
     except (KeyError, ValueError, TypeError, RecursionError, OSError) as error:
         raise MicroCinemaError(f"'{path}' has a damaged header ({error}): fetch it again") from error
+
+
+def read_training(path: str | Path) -> dict[str, Any]:
+    """How a model file was trained: what its trainer has noted in the header, or nothing."""
+    read_config(path)
+    with safe_open(path, "np") as file:
+        return json.loads((file.metadata() or {}).get("training", "{}"))
 
 
 def _config_tensor(file) -> dict[str, str]:

@@ -81,15 +81,20 @@ class Pipeline:
         width: int | None = None,
         height: int | None = None,
         progress: Progress | None = None,
+        motion: float = 1.0,
+        overscan: bool = False,
     ) -> Tensor:
         """Animate a picture (3, H, W), cropped and resized to width × height, as `prompt` says: (t, 3, height, width).
 
         The picture is the condition of the centre frame t//2. Settings that are None come from the model's header. The
-        noise is drawn on the CPU from `seed`, so that it is the same on every device. Raises MicroCinemaError for a
-        size that is no multiple of the latent cell, for less than one frame or step, and where the network overflows.
+        noise is drawn on the CPU from `seed`, so that it is the same on every device. `motion` scales the motion, 0.5
+        is half the way; with `overscan` nothing outside of the picture is shown, at the price of a tighter view. Raises
+        MicroCinemaError for a size that is no multiple of the latent cell, for less than one frame or step, for a
+        motion or overscan that the model does not have, and where the network overflows.
         """
         c = self.config
         self._require("centre")
+        check_motion(c, motion, overscan)
         frames = c.network.frames if frames is None else frames
         width, height = c.width if width is None else width, c.height if height is None else height
         check_size(width, height, c)
@@ -99,7 +104,7 @@ class Pipeline:
         context = self.text.encode([prompt] if cfg == 1 else ["", prompt]) if self.text else None
         sampled = self.sample(
             latents, context, frames=frames, steps=steps, cfg=cfg, lambda_=lambda_, gamma=gamma,
-            churn=churn, seeds=[seed], progress=progress,
+            churn=churn, seeds=[seed], progress=progress, motion=motion, overscan=frames if overscan else 0,
         )  # fmt: skip
         return self.decode(sampled[0])
 
@@ -165,11 +170,13 @@ class Pipeline:
         seeds: list[int],
         progress: Progress | None = None,
         encoded: Condition | None = None,
+        motion: float = 1.0,
+        overscan: int = 0,
     ) -> Tensor:
         """Sample scaled latents (b, frames, C, h, w) for scaled condition latents (b, k, C, h, w), one seed per clip.
 
-        `encoded` is the result of the network's encode_condition for them, if it was called before. Raises
-        MicroCinemaError as `animate` does.
+        `encoded` is the result of the network's encode_condition for them, if it was called before; otherwise it is
+        called with `motion` and `overscan`, the number of frames or 0. Raises MicroCinemaError as `animate` does.
         """
         c = self.config
         lambda_ = c.lambda_ if lambda_ is None else lambda_
@@ -184,7 +191,9 @@ class Pipeline:
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
         noise = shift(noise, prior_mean(condition, frames, lambda_ + gamma))
         if encoded is None:
-            encoded = self.network.encode_condition(condition.to(self.dtype), lambda_=lambda_)
+            encoded = self.network.encode_condition(
+                condition.to(self.dtype), lambda_=lambda_, motion=motion, overscan=overscan
+            )
         denoise = Denoiser(self.network, c, encoded, context, cfg)
         sampled = sample_euler(
             denoise, initial(noise, sigmas[0]), sigmas, progress and (lambda step: progress(step["i"] + 1, steps)),
@@ -231,3 +240,13 @@ def check_size(width: int, height: int, config: ModelConfig) -> None:
         near = "x".join(str(max(minimum, round(side / factor) * factor)) for side in (width, height))
         message = f"the size {width}x{height} does not fit the model '{config.name}', whose sides are multiples of"
         raise MicroCinemaError(f"{message} {factor} from {minimum} on: choose {near} (--size {near})")
+
+
+def check_motion(config: ModelConfig, motion: float, overscan: bool) -> None:
+    """Raise MicroCinemaError for a size of the motion other than 1, or overscan, where the model has none."""
+    if (motion != 1 or overscan) and not config.moves_pixels:
+        option = "motion" if motion != 1 else "overscan"
+        raise MicroCinemaError(
+            f"the model '{config.name}' has no {option}, which the bundled demo-base has: steer how much it moves with "
+            "gamma, more is calmer"
+        )

@@ -11,7 +11,7 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -136,10 +136,11 @@ def _picture(frame: Tensor, pixels: str) -> av.VideoFrame:
     return picture
 
 
-def _rgb(frame: av.VideoFrame) -> np.ndarray:
-    """The frame as (h, w, 3) uint8. PyAV before 17 converts from BT.601 unless the colour spaces are given."""
+def to_rgb(frame: av.VideoFrame, **size: Any) -> np.ndarray:
+    """The frame as (h, w, 3) uint8, resized as the arguments `width`, `height` and `interpolation` of PyAV's reformat
+    tell. PyAV before 17 converts from BT.601 unless the colour spaces are given."""
     spaces = {"src_colorspace": Colorspace.ITU709, "dst_colorspace": Colorspace.ITU601}
-    return frame.reformat(format="rgb24", **(spaces if frame.colorspace == BT709 else {})).to_ndarray()
+    return frame.reformat(format="rgb24", **(spaces if frame.colorspace == BT709 else {}), **size).to_ndarray()
 
 
 def _tag_bt709(target: av.VideoFrame | av.VideoCodecContext, pixels: str) -> None:
@@ -250,7 +251,7 @@ def open_stream(path: Path) -> Stream:
 
 def _read_packets(path: Path) -> _Packets:
     """Read the packets of all streams. Raises MicroCinemaError for a file without pictures."""
-    with _open(path) as container:
+    with open_container(path) as container:
         if not container.streams.video:
             raise MicroCinemaError(f"'{path}' has no pictures in it: choose a video")
         stream = container.streams.video[0]
@@ -274,13 +275,14 @@ def _read_packets(path: Path) -> _Packets:
 
 def read_tags(path: Path) -> dict[str, str]:
     """The metadata of a file's container. Raises FFmpegError and OSError for one that cannot be read."""
-    with _open(path) as container:
+    with open_container(path) as container:
         return dict(container.metadata)
 
 
-def _open(path: Path):
+def open_container(source: Path | BinaryIO) -> Any:
+    """A file, or what reads and seeks like one, as PyAV's container. Raises FFmpegError and OSError."""
     options: Any = {} if PYAV >= 19 else {"metadata_errors": "replace"}  # later ones never raise for a tag
-    return av.open(str(path), **options)
+    return av.open(str(source) if isinstance(source, Path) else source, **options)
 
 
 def _cut_off(path: Path, times: list[Fraction]) -> MicroCinemaError:
@@ -313,7 +315,7 @@ def _decoded(path: Path, times: list[Fraction]) -> Iterator[tuple[Fraction, np.n
     def damaged() -> MicroCinemaError:
         return MicroCinemaError(f"'{path}' is damaged at {float(last - times[0]):.2f} s: save it anew, or cut it there")
 
-    with _open(path) as container:
+    with open_container(path) as container:
         stream = container.streams.video[0]
         try:
             for index, frame in enumerate(container.decode(stream)):
@@ -321,7 +323,7 @@ def _decoded(path: Path, times: list[Fraction]) -> Iterator[tuple[Fraction, np.n
                     raise damaged()
                 last = times[min(index, len(times) - 1)] if frame.pts is None else frame.pts * frame.time_base
                 # A phone that is held upright stores rotated pictures, and the angle.
-                yield last, np.rot90(_rgb(frame), round(frame.rotation / 90)).copy()
+                yield last, np.rot90(to_rgb(frame), round(frame.rotation / 90)).copy()
         except FFmpegError as error:
             raise damaged() from error
     if times[-1] - last > 1.5 * (times[-1] - times[0]) / max(1, len(times) - 1):
@@ -348,7 +350,7 @@ def _sound(path: Path, index: int, rate: int, channels: int, start: float) -> So
         position = 0
         try:
             resampler = av.AudioResampler("fltp", "mono" if channels == 1 else "stereo", rate)
-            with _open(path) as container:
+            with open_container(path) as container:
                 for frame in container.decode(container.streams[index]):
                     due = position
                     if frame.pts is not None:

@@ -30,7 +30,8 @@ def model_files() -> dict[str, str]:
     for folder in FOLDERS:
         for name in folder_paths.get_filename_list(folder):
             path = folder_paths.get_full_path(folder, name)
-            if path is None or not name.endswith(".safetensors") or name in files:
+            hidden = os.path.basename(name).startswith(".")  # as files are while they are written
+            if path is None or hidden or not name.endswith(".safetensors") or name in files:
                 continue
             if _is_ours(path, os.stat(path).st_mtime_ns):
                 files[name] = path

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..microcinema_core.errors import MicroCinemaError
 from ..microcinema_core.images import fit, size_from
+from ..microcinema_core.pipeline import check_motion
 from .display import show_text
 from .prior_patch import APPEARANCE, Appearance
 from .schema import check_encoded, check_images, in_range, require, schema
@@ -68,6 +69,16 @@ class PriorLatent(io.ComfyNode):
                     "noise_seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
                     tooltip="Of the noise output; samplers with a seed of their own do not use it.",
                 ),
+                io.Float.Input(
+                    "motion", default=1.0, min=0.0, max=4.0, step=0.05, optional=True,
+                    tooltip="The size of the motion: 0.5 is half the way, 0 a still. The bundled model has it; a "
+                    "full-size one moves less with more gamma.",
+                ),
+                io.Boolean.Input(
+                    "overscan", default=False, optional=True,
+                    tooltip="Never show what lies outside the picture: the view is as much tighter as the camera's "
+                    "move needs. The bundled model has it.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive"),
@@ -81,10 +92,13 @@ class PriorLatent(io.ComfyNode):
 
     @classmethod
     @in_range
-    def execute(cls, model, positive, negative, vae, image, width, height, frames, lambda_, gamma, noise_seed):
+    def execute(cls, model, positive, negative, vae, image, width, height, frames, lambda_, gamma, noise_seed,
+                motion=1.0, overscan=False):  # fmt: skip
         """Encode the picture; returns both conditionings with it, an empty latent and the noise. Raises
         MicroCinemaError for inputs that do not fit together."""
         config = require(model, "centre")
+        motion = 1.0 if motion is None else motion
+        check_motion(config, motion, bool(overscan))
         factor = config.autoencoder.factor
         picture = check_images(image)[0].movedim(-1, 0)
         if min(picture.shape[1:]) < factor:
@@ -96,7 +110,7 @@ class PriorLatent(io.ComfyNode):
         show_text(f"{frames} frames of {width}×{height}")
         latents = vae.encode(fit(picture, width, height).movedim(0, -1)[None])
         check_encoded(latents, config)
-        appearance = Appearance(latents[None], lambda_, gamma)
+        appearance = Appearance(latents[None], lambda_, gamma, motion, frames if overscan else 0)
         positive, negative = (
             node_helpers.conditioning_set_values(conditioning, {APPEARANCE: appearance})
             for conditioning in (positive, negative)

@@ -22,11 +22,13 @@ APPEARANCE = "microcinema_appearance"  # the key of the Appearance in a conditio
 @dataclass(frozen=True, eq=False)
 class Appearance:
     """The pictures of a conditioning: their latents (clips, k, C, h, w), as the VAE encodes them, and the strengths of
-    the prior."""
+    the prior; where the model has them, the size of the motion, and the number of frames with overscan, else 0."""
 
     latents: Tensor
     lambda_: float = 0.0
     gamma: float = 0.0
+    motion: float = 1.0
+    overscan: int = 0
 
     @property
     def clips(self) -> int:

@@ -173,7 +173,9 @@ def _feed(digest, value, *, sampled: bool = False, sweeps_strength: bool = False
         for part in value:
             _feed(digest, part, **options)
     elif isinstance(value, Appearance):
-        _feed(digest, [value.latents] if sweeps_strength else [value.latents, value.lambda_, value.gamma], **options)
+        strength = [] if sweeps_strength else [value.lambda_, value.gamma]
+        moves = [] if (value.motion, value.overscan) == (1, 0) else [value.motion, value.overscan]
+        _feed(digest, [value.latents, *strength, *moves], **options)
     elif getattr(value, "is_nested", False):  # latents of picture and sound
         _feed(digest, list(value.unbind()), **options)
     elif isinstance(value, str | int | float | None):

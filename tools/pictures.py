@@ -117,13 +117,18 @@ def helps(page) -> None:
             }""",
             f"MicroCinema{kind}",
         )
-        page.wait_for_timeout(1500)
-        found = shot(page, {"x": 290, "y": 110, "width": width + 20, "height": min(height + 50, 680)})
-        save(found, f"web/docs/MicroCinema{kind}.jpg", 70)
+        save_help(page, kind, width, height)
         page.evaluate(
             "kind => { for (const node of app.graph._nodes) if (node.type != kind) node.pos[0] -= 5000; }",
             f"MicroCinema{kind}",
         )
+
+
+def save_help(page, kind: str, width: float, height: float) -> None:
+    """The picture of a node's help page, of a node of that size at (300, 150)."""
+    page.wait_for_timeout(1500)
+    found = shot(page, {"x": 290, "y": 110, "width": width + 20, "height": min(height + 50, 680)})
+    save(found, f"web/docs/MicroCinema{kind}.jpg", 70)
 
 
 def single_helps(page) -> None:
@@ -143,9 +148,7 @@ def single_helps(page) -> None:
             }""",
             f"MicroCinema{kind}",
         )
-        page.wait_for_timeout(1500)
-        found = shot(page, {"x": 290, "y": 110, "width": width + 20, "height": min(height + 50, 680)})
-        save(found, f"web/docs/MicroCinema{kind}.jpg", 70)
+        save_help(page, kind, width, height)
 
 
 if __name__ == "__main__":

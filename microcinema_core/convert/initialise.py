@@ -1,7 +1,8 @@
 """`microcinema init`: a full-size model, ready to train, from Stable Diffusion 2.1 base.
 
-The spatial layers are Stable Diffusion's, and AppearNet is a copy of them. The temporal layers are drawn at random or
-taken from ModelScope's model; all other new layers are zero. The tensors are copied from file to file one at a time.
+The spatial layers are Stable Diffusion's, and AppearNet is a copy of them. The temporal layers are drawn at random, or
+taken from a public video model, together with its spatial layers where these compute here what they compute there; all
+other new layers are zero. The tensors are copied from file to file one at a time.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from ..files import whole_file
 from ..header import AUTOENCODER, NETWORK, TEXT, header
 from ..model import build
 from ..model.temporal import TemporalConv, TemporalTransformer
-from .modelscope import temporal_layers
+from . import donors
+from .donors import Donor
 from .stable_diffusion import stable_diffusion
-from .stored import DTYPES, Stored
+from .stored import DTYPES, Source, Stored
 
 SEED = 0  # of the random temporal layers
 _PARTS = {NETWORK: "spatial layers", AUTOENCODER: "autoencoder", TEXT: "text encoder"}
@@ -35,13 +37,14 @@ _PARTS = {NETWORK: "spatial layers", AUTOENCODER: "autoencoder", TEXT: "text enc
 
 @dataclass(frozen=True)
 class Report:
-    """The numbers of tensors that were taken from the sources, that are new in the file, and that were left out, each
-    by kind or reason."""
+    """What became of the tensors: the numbers taken from the sources and new in the file, by kind, and the names of
+    those left out, by reason. And the video model of a warm start, with its licence."""
 
     config: ModelConfig
     taken: dict[str, int]
     new: dict[str, int]
-    left: dict[str, int]
+    left: dict[str, list[str]]
+    donor: Donor | None = None
 
 
 def initialise(
@@ -51,32 +54,54 @@ def initialise(
     warm_start: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write a model of `config` initialised from `source`, and from the temporal layers of `warm_start` if given.
+    """Write a model of `config` initialised from `source`, and from the video model `warm_start` if given.
 
     The file appears complete or not at all; its tensors have the dtype of the source. Raises MicroCinemaError as
-    stable_diffusion does, and where the output is one of the sources.
+    stable_diffusion and donors.warm_start do, and where the output is one of the sources.
     """
     if os.path.exists(output) and any(
         path and os.path.exists(path) and output.samefile(path) for path in (source, warm_start)
     ):
         raise MicroCinemaError(f"'{output}' is read and cannot be written at once: give the output another name")
-    spatial = stable_diffusion(source, config)
-    taken = Counter(next(name for part, name in _PARTS.items() if key.startswith(part)) for key in spatial.tensors)
-    left = [spatial.left]
-    tensors = dict(spatial.tensors)
-    if warm_start:
-        network = replace(config.network, temporal_conv_depth=4, temporal_attentions=2, temporal_positions=False)
-        config = replace(config, network=network)
-        temporal = temporal_layers(warm_start, network)
-        tensors |= temporal.tensors
-        taken["temporal layers"] = len(temporal.tensors)
-        left.append(temporal.left)
-    new = _add_new(tensors, config)
-    _write(output, config, tensors, progress)
-    return Report(config, taken, new, {reason: len(keys) for part in left for reason, keys in part.items()})
+    pictures = stable_diffusion(source, config)
+    has = [part for part in _PARTS if any(key.startswith(part) for key in pictures.tensors)]
+    warm = donors.warm_start(warm_start, donors.open_donor(warm_start), config, has) if warm_start else None
+    tensors, report = plan(config, pictures, warm)
+    _write(output, report.config, tensors, progress)
+    return report
 
 
-def _add_new(tensors: dict[str, Stored], config: ModelConfig) -> dict[str, int]:
+def plan(
+    config: ModelConfig, pictures: Source, warm: donors.WarmStart | None = None
+) -> tuple[dict[str, Stored], Report]:
+    """All tensors of a model of `config` by key, none of which is read yet, and where they come from.
+
+    pictures: from Stable Diffusion. warm: from a video model. What both have is the video model's, except AppearNet:
+    it sees pictures, not clips, and is a copy of Stable Diffusion.
+    """
+    sources = [pictures, warm.source] if warm else [pictures]
+    if warm:
+        config = replace(config, network=warm.network)
+    tensors = {key: tensor for source in sources for key, tensor in source.tensors.items()}
+    taken = Counter(map(_kind, tensors))
+    new = _add_new(tensors, config, pictures)
+    left: dict[str, list[str]] = {}
+    for source in sources:
+        for reason, names in source.left.items():
+            left[reason] = left.get(reason, []) + sorted(names)
+    used = set(map(id, tensors.values()))
+    if warm and (replaced := [tensor.key for tensor in pictures.tensors.values() if id(tensor) not in used]):
+        left[f"Stable Diffusion's layers, in place of which those of {warm.donor.name} are taken"] = sorted(replaced)
+    return tensors, Report(config, taken, new, left, warm.donor if warm else None)
+
+
+def _kind(key: str) -> str:
+    kind = next(name for part, name in _PARTS.items() if key.startswith(part))
+    name = key.removeprefix(NETWORK)
+    return "temporal layers" if name.startswith("temporal") else "condition input" if "condition_in" in name else kind
+
+
+def _add_new(tensors: dict[str, Stored], config: ModelConfig, pictures: Source) -> dict[str, int]:
     """Add the network's tensors that the sources lack. Returns how many of each kind were added."""
     network = build(config.network, device="meta")
     dtype = tensors[f"{NETWORK}input_blocks.0.0.weight"].dtype
@@ -97,12 +122,12 @@ def _add_new(tensors: dict[str, Stored], config: ModelConfig) -> dict[str, int]:
     new = Counter()
     for key, value in network.state_dict().items():
         shape = tuple(value.shape)
-        part = ".".join(key.split(".")[:2])
+        part = next((name for name in parts if key.startswith(name + ".")), None)
         if NETWORK + key in tensors:
             continue
         if key.startswith("appearance."):
-            kind, stored = "copies for AppearNet", tensors[NETWORK + key.removeprefix("appearance.")]
-        elif part in parts:
+            kind, stored = "copies for AppearNet", pictures.tensors[NETWORK + key.removeprefix("appearance.")]
+        elif part:
             rest = key.removeprefix(part + ".")
             kind = "temporal layers"
             stored = Stored(key, shape, dtype, lambda part=part, rest=rest: drawn(part)[rest])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -18,6 +19,14 @@ from ..validated import shown
 from .names import diffusers_autoencoder, diffusers_unet, open_clip, unet_places
 from .stored import Source, Stored, open_tensors, sort_rest, take, weights_in
 
+# The patterns, by reason, of what a training's file has beside a model.
+IN_TRAINING = {
+    "running averages of the training": r"model_ema\.",
+    "the training's loss": r"first_stage_model\.loss\.",
+    "the noise schedule, which is always the same":
+        r"(betas|alphas_cumprod\w*|(sqrt|log|posterior)_\w+|logvar|lvlb_weights|scale_factor|scale_arr)$",
+}  # fmt: skip
+
 
 def stable_diffusion(path: Path, config: ModelConfig) -> Source:
     """SD2.1-base from a file or folder: the UNet, and the autoencoder and text encoder where it contains them.
@@ -31,16 +40,32 @@ def stable_diffusion(path: Path, config: ModelConfig) -> Source:
     folder = os.path.isdir(path)
     stored = _folder(path) if folder else open_tensors(path)
     _refuse(path, stored)
+    tensors = take_parts(path, stored, config, (NETWORK, AUTOENCODER, TEXT), folder)
+    return Source(tensors, sort_rest(path, stored, IN_TRAINING | unused(config)))
+
+
+def take_parts(
+    path: Path,
+    stored: dict[str, Stored],
+    config: ModelConfig,
+    parts: Iterable[str],
+    folder: bool = False,
+    model: str = SD21,
+) -> dict[str, Stored]:
+    """Remove the tensors of `parts`, by the prefix of our keys, from `stored`, and return them by our keys.
+
+    A part of which the file has no tensor is left out, except the network. folder: the names are those of a diffusers
+    folder. Raises MicroCinemaError as take does.
+    """
     for key in [key for key in stored if ".attn.in_proj_" in key]:
         joint = stored.pop(key)
         stored |= {key.replace("in_proj_", f"{name}_proj."): joint.third(i) for i, name in enumerate("qkv")}
-
     with torch.device("meta"):
-        parts = {NETWORK: SpatialUNet(config.network), AUTOENCODER: Autoencoder(config.autoencoder)}
+        modules = {NETWORK: SpatialUNet(config.network), AUTOENCODER: Autoencoder(config.autoencoder)}
         if config.text:
-            parts[TEXT] = ClipText(config.text)
+            modules[TEXT] = ClipText(config.text)
     names_of = dict.fromkeys((NETWORK, AUTOENCODER), lambda key: [key]) | {TEXT: open_clip}
-    prefixes = {part: part for part in parts}
+    prefixes = {part: part for part in modules}
     if folder:
         places = unet_places(config.network)
         names_of = {
@@ -51,22 +76,16 @@ def stable_diffusion(path: Path, config: ModelConfig) -> Source:
         prefixes = {NETWORK: "unet/", AUTOENCODER: "vae/", TEXT: "text_encoder/"}
 
     tensors = {}
-    for part, module in parts.items():
+    for part in [part for part in parts if part in modules]:
         if part == NETWORK or any(key.startswith(prefixes[part]) for key in stored):
-            names = {key: [prefixes[part] + name for name in names_of[part](key)] for key in module.state_dict()}
-            taken = take(path, stored, names, module.state_dict(), SD21)
+            expected = modules[part].state_dict()
+            names = {key: [prefixes[part] + name for name in names_of[part](key)] for key in expected}
             prefix = part + "transformer." if part == TEXT else part
-            tensors |= {prefix + key: tensor for key, tensor in taken.items()}
-    return Source(tensors, sort_rest(path, stored, {
-        "running averages of the training": r"model_ema\.",
-        "the training's loss": r"first_stage_model\.loss\.",
-        "the noise schedule, which is always the same":
-            r"(betas|alphas_cumprod\w*|(sqrt|log|posterior)_\w+|logvar|lvlb_weights|scale_factor)$",
-        **_unused(config),
-    }))  # fmt: skip
+            tensors |= {prefix + key: tensor for key, tensor in take(path, stored, names, expected, model).items()}
+    return tensors
 
 
-def _unused(config: ModelConfig) -> dict[str, str]:
+def unused(config: ModelConfig) -> dict[str, str]:
     """The patterns, by reason, of the tensors of SD2.1 that a model of this configuration does not use."""
     if not config.text:
         return {"the text encoder and what attends to it": r"cond_stage_model\.|text_encoder/|.*\.(attn2|norm2)\."}

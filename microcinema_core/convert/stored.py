@@ -43,6 +43,11 @@ class Stored:
         part = slice(index * rows, (index + 1) * rows)
         return Stored(self.key, (rows, *self.shape[1:]), self.dtype, lambda: self.read()[part])
 
+    def planes(self, start: int, stop: int) -> Stored:
+        """The input planes from `start` to `stop` of a convolution's weight."""
+        shape = (self.shape[0], stop - start, *self.shape[2:])
+        return Stored(self.key, shape, self.dtype, lambda: self.read()[:, start:stop])
+
     def shaped(self, shape: tuple[int, ...]) -> Stored:
         """The same tensor in another shape."""
         return Stored(self.key, shape, self.dtype, lambda: self.read().reshape(shape))

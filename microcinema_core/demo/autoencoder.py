@@ -6,6 +6,7 @@ have unit variance, and the scale of the model is a single scalar, as ComfyUI ex
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,49 +19,72 @@ from ..config import ModelConfig
 from ..files import locked
 from ..model.autoencoder import Autoencoder
 from ..model.layers import channels_last
-from ..training.trainer import Trainer, first_process_first
+from ..training.data.order import sample_seed
+from ..training.distributed import Processes
+from ..training.trainer import Figures, Objective, Trainer
 from .shards import draw_pool, load
 
 if TYPE_CHECKING:
-    from .recipes import DemoTrainingConfig
+    from .recipes import DemoRunConfig
 
 
-def train_autoencoder(config: DemoTrainingConfig, model_config: ModelConfig, folder: Path, scenes: Path) -> Autoencoder:
+class AutoencoderObjective(Objective):
+    """The reconstruction of crops: an L1 error, a squared error and a small KL term."""
+
+    def __init__(self, model: Autoencoder, kl_weight: float):
+        super().__init__()
+        self.model, self.kl_weight = model, kl_weight
+
+    def forward(self, step: int, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, Figures]:
+        """batch: pictures (n, 3, h, w), and standard normal noise for their latents (n, C, h/f, w/f)."""
+        pictures, noise = batch
+        mean, log_variance = self.model.moments(pictures)
+        latents = mean + noise * (log_variance / 2).exp()
+        decoded = (self.model.decoder(self.model.post_quant_conv(latents)) + 1) / 2
+        kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
+        l1, mse = F.l1_loss(decoded, pictures), F.mse_loss(decoded, pictures)
+        return l1 + 2 * mse + self.kl_weight * kl, {"psnr": -10 * mse.log10().item(), "kl": kl.item()}
+
+
+def train_autoencoder(
+    config: DemoRunConfig, model_config: ModelConfig, folder: Path, scenes: Path, world: Processes
+) -> Autoencoder:
     """Train the autoencoder, or resume the run in `folder`. Returns the EMA model with its normalisation folded.
 
     The clips are drawn into the folder `scenes`. Raises MicroCinemaError as Trainer does.
     """
-    with first_process_first(), locked(scenes, wait=True):
-        paths = draw_pool(scenes, config.shards, 9, model_config.width, False, config.workers)
+    c, table = config.train, config.demo
+    with world.first_goes_first(), locked(scenes, wait=True):
+        paths = draw_pool(scenes, table.shards, 9, model_config.width, False, c.workers)
     frames = load(paths, "frames")
-    torch.manual_seed(config.seed)
+    torch.manual_seed(c.seed)
     model = Autoencoder(model_config.autoencoder)
     start_as_transform(model, frames[::4, 0].float() / 255)
-    trainer = Trainer(channels_last(model), config, folder, data=paths[0].stem)
+    objective = AutoencoderObjective(channels_last(model), table.kl_weight)
+    trainer = Trainer(objective, config, folder, world, data=paths[0].stem)
     held_out = frames[-8:, 0].float() / 255
     frames = frames[:-8]
 
-    def loss(step, generator):
-        whole = step >= 0.85 * config.steps  # the last steps use whole pictures, as inference does
-        side = frames.shape[-1] if whole else config.crop
-        count = max(1, trainer.batch_size * config.crop**2 // side**2)
-        pictures = augment(sample_crops(frames, count, side, generator), generator)
-        mean, log_variance = model.moments(pictures)
-        noise = torch.randn(mean.shape, generator=generator)
-        decoded = (model.decoder(model.post_quant_conv(mean + noise * (log_variance / 2).exp())) + 1) / 2
-        kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
-        l1, mse = F.l1_loss(decoded, pictures), F.mse_loss(decoded, pictures)
-        return l1 + 2 * mse + config.kl_weight * kl, {"psnr": -10 * mse.log10().item(), "kl": kl.item()}
+    def batches(first: int):
+        for step in itertools.count(first):
+            whole = step >= 0.85 * c.steps  # the last steps use whole pictures, as inference does
+            side = frames.shape[-1] if whole else table.crop
+            count = max(world.count, c.batch_size // max(1, round(side**2 / table.crop**2)))
+            generator = torch.Generator().manual_seed(sample_seed(c.seed, step, 0))
+            pictures = augment(sample_crops(frames, count, side, generator), generator)
+            cells = side // model_config.autoencoder.factor
+            noise = torch.randn(count, model_config.autoencoder.latent_channels, cells, cells, generator=generator)
+            yield [tuple(values.tensor_split(world.count)[world.rank] for values in (pictures, noise))]
 
-    @torch.no_grad()
-    def show(ema, path):
-        decoded = ema.decode(ema.encode(held_out)).clamp(0, 1)
-        images.contact_sheet(torch.cat((held_out, decoded), -2), path)
+    def show(folder: Path, stem: str) -> Figures:
+        decoded = model.decode(model.encode(held_out)).clamp(0, 1)
+        if world.first:
+            images.contact_sheet(torch.cat((held_out, decoded), -2), folder / f"{stem}.png")
         return {"held_out_psnr": -10 * F.mse_loss(decoded, held_out).log10().item()}
 
-    ema = trainer.run(loss, show)
-    fold_normalisation(ema, frames[:: max(1, len(frames) // 256), 0].float() / 255)
-    return ema
+    trainer.run(batches, show)
+    fold_normalisation(model, frames[:: max(1, len(frames) // 256), 0].float() / 255)
+    return model
 
 
 def sample_crops(frames: torch.Tensor, count: int, side: int, generator: torch.Generator) -> torch.Tensor:

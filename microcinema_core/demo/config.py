@@ -107,6 +107,11 @@ class DemoModelConfig(ModelConfig):
         """The prefix of the tensors of the warp's autoencoder, if there is a warp."""
         return next((prefix for name, prefix in WARP_AUTOENCODERS.items() if getattr(self.network, name)), None)
 
+    @property
+    def moves_pixels(self) -> bool:
+        """With a forward warp that a text steers."""
+        return self.network.forward_warp is not None and self.network.context_dim is not None
+
     def from_file(self, tensors: dict[str, T]) -> dict[str, T]:
         """Rename the tensors of a file to the current names, and add those of the warp's autoencoder, which are the
         model's own."""

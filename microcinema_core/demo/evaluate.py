@@ -26,7 +26,7 @@ from .. import images
 from ..errors import MicroCinemaError
 from ..metrics.motion import Motion, camera_motion, lever, thing_masks, thing_motion
 from ..metrics.quality import background_consistency, camera_consistency, colour_drift, iou, psnr, ssim
-from .captions import CAMERA_VERBS, SPEEDS, camera_caption
+from .captions import CAMERA_VERBS, SPEEDS, all_words, camera_caption
 from .report import floors, machine, rounded, table, write_sheets
 from .scenes import REFERENCE_SIZE, SPEED_PIXELS, SPEED_ROLL, SPEED_ZOOM, Clip, camera_move, draw_clip
 
@@ -65,6 +65,11 @@ def main(
     if pipeline.config.network.condition == "ends":
         pipeline, interpolation = None, pipeline
     else:
+        if unknown := pipeline.unknown_words(" ".join(all_words())):
+            raise MicroCinemaError(
+                f"the model '{pipeline.config.name}' does not know '{unknown[0]}' and other words of the drawn scenes: "
+                "measure it on videos, with --clips FOLDER"
+            )
         if interpolation_model is None and INTERPOLATION_MODEL in checkpoint.bundled_models():
             interpolation_model = INTERPOLATION_MODEL
         if interpolation_model:

@@ -28,20 +28,25 @@ from .warp import ForwardWarp, WarpInputs
 
 _SCHEDULE = NoiseSchedule()
 FINITE_DIFFERENCE = 0.1  # the step of the derivative by the amplitude, relative to it
+MAX_DEVIATIONS = 3  # of the amplitude from 1, in standard deviations
 
 
 @dataclass
 class DemoCondition(Condition):
-    """A Condition with three more values.
+    """A Condition with five more values.
 
     warp_inputs: the result of ForwardWarp.encode, None without a forward warp.
     warped: the result of FlowWarp, None until `warp_ends` is called.
     lambda_: λ of the run, the strength of the prior in training.
+    motion: the size of the motion, relative to what the text says.
+    overscan: the number of frames of a clip that shows nothing outside of the picture, 0 for one that may.
     """
 
     warp_inputs: WarpInputs | None = None
     warped: WarpedFrames | None = None
     lambda_: float = 0.0
+    motion: float = 1.0
+    overscan: int = 0
 
 
 class DemoUNet(MicroCinemaUNet):
@@ -69,17 +74,21 @@ class DemoUNet(MicroCinemaUNet):
                 config.latent_channels + 1, config.model_channels, 1, bias=False, **plain
             )
 
-    def encode_condition(self, latents: Tensor, *, lambda_: float = 0.0) -> DemoCondition:
+    def encode_condition(
+        self, latents: Tensor, *, lambda_: float = 0.0, motion: float = 1.0, overscan: int = 0
+    ) -> DemoCondition:
         """As MicroCinemaUNet's, with the inputs of the forward warp."""
         encoded = super().encode_condition(latents)
         warp_inputs = self.forward_warp.encode(latents, encoded.features) if self.config.forward_warp else None
-        return DemoCondition(**vars(encoded), warp_inputs=warp_inputs, lambda_=lambda_)
+        settings = {"lambda_": lambda_, "motion": motion, "overscan": overscan}
+        return DemoCondition(**vars(encoded), warp_inputs=warp_inputs, **settings)
 
     def predict(self, clips: Clips) -> Tensor:
         """As MicroCinemaUNet's, with the condition of this class."""
         config, x, condition, frames = self.config, clips.x, clips.condition, len(clips.offsets)
         text = pooled(clips.context) if clips.context is not None else None
-        tau = self.tau(clips.offsets).to(x)
+        assert isinstance(condition, DemoCondition)
+        tau = (condition.motion * self.tau(clips.offsets)).to(x)
         emb = self.embed_time(clips.timesteps, x.dtype)
         if config.motion_embedding:
             assert text is not None  # as DemoNetworkConfig and `forward` require
@@ -92,9 +101,12 @@ class DemoUNet(MicroCinemaUNet):
         static_latent = static_latent.repeat(x.shape[0] // static_latent.shape[0], 1, 1, 1)
         times = self.time_since_key_frame(tau)
         is_new = (times != 0).all(dim=0).repeat(x.shape[0] // frames).view(-1, 1, 1, 1)  # no frame of the condition
+        zoom = self._zoom(condition, text)
+        if zoom is not None:
+            is_new = is_new | (zoom != 1).repeat_interleave(frames).view(-1, 1, 1, 1)
         predicted = static_latent
         if config.forward_warp:
-            warped, visibility = self._warp(clips, static_latent, text, times.float())
+            warped, visibility = self._warp(clips, static_latent, text, times.float(), zoom)
             predicted = torch.where(is_new, warped, static_latent)
         elif config.flow_warp:
             predicted, visibility = self._warped_latents(clips)
@@ -112,8 +124,23 @@ class DemoUNet(MicroCinemaUNet):
         tau = tau[:, None]
         return (tau * self.motion_linear(text) + tau**2 * self.motion_quadratic(text)).flatten(0, 1)
 
-    def _warp(self, batch: Clips, static_latent: Tensor, text: Tensor | None, times: Tensor) -> tuple[Tensor, Tensor]:
-        """The warped latents (b·t, C, h, w) and their visibility (b·t, 1, h, w) at times (k, t) from each key frame.
+    def _zoom(self, condition: DemoCondition, text: Tensor | None) -> Tensor | None:
+        """With overscan: the magnification (b,) at which no frame of the clip shows anything outside of the picture,
+        for the largest amplitude of the motion."""
+        frames, inputs = condition.overscan, condition.warp_inputs
+        if not frames or text is None or inputs is None:
+            return None
+        offsets = torch.arange(frames, device=text.device) - frames // 2
+        times = condition.motion * self.tau(offsets)[None].float()
+        reach = MAX_DEVIATIONS * (self.config.amplitude_std or 0)
+        times = torch.cat([times, (1 - reach) * times, (1 + reach) * times], dim=1)
+        return self.forward_warp.overscan(inputs, text, times)
+
+    def _warp(
+        self, batch: Clips, static_latent: Tensor, text: Tensor | None, times: Tensor, zoom: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The warped latents (b·t, C, h, w) and their visibility (b·t, 1, h, w) at times (k, t) from each key frame,
+        magnified by `zoom` (b,).
 
         With `amplitude_std` = s, the motion is the one predicted from the text, times an amplitude a ~ N(1, s²) that is
         estimated from the noisy clip. With z̄(a) ≈ z̄ + (a − 1)·D, the posterior mean of a − 1 is that of a linear
@@ -124,10 +151,10 @@ class DemoUNet(MicroCinemaUNet):
         assert isinstance(condition, DemoCondition)
         warp, inputs = self.forward_warp, condition.warp_inputs
         if std is None:
-            return warp(inputs, text, times)
+            return warp(inputs, text, times, zoom)
         assert text is not None and self.config.residual_std is not None  # as DemoNetworkConfig requires
         clips = len(text)
-        pair = warp(inputs, text, torch.cat([times, (1 + FINITE_DIFFERENCE) * times], dim=1))[0].float()
+        pair = warp(inputs, text, torch.cat([times, (1 + FINITE_DIFFERENCE) * times], dim=1), zoom)[0].float()
         predicted, shifted = pair.unflatten(0, (clips, 2, -1)).unbind(1)
         alpha, sigma = _levels(batch.timesteps, x.float())
         residual = x - alpha * predicted.flatten(0, 1) - sigma * condition.lambda_ * static_latent
@@ -135,7 +162,8 @@ class DemoUNet(MicroCinemaUNet):
         noise = (sigma**2 + (alpha * self.config.residual_std) ** 2) / std**2
         residual, slope, noise = (values.reshape(clips, -1) for values in (residual, slope, noise))
         amplitude = (slope * residual).sum(1) / (slope.square().sum(1) + noise[:, 0])
-        return warp(inputs, text, times * (1 + amplitude.clamp(-3 * std, 3 * std)).view(-1, 1, 1))
+        reach = MAX_DEVIATIONS * std
+        return warp(inputs, text, times * (1 + amplitude.clamp(-reach, reach)).view(-1, 1, 1), zoom)
 
     def _precondition(self, out: Tensor, clips: Clips, predicted: Tensor, is_new: Tensor) -> Tensor:
         """Convert the layers' output F to v, for a residual r of standard deviation ρ (Karras et al. in VP form):

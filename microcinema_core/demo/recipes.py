@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.distributed as dist
 from pydantic import StrictBool
 
 from ..checkpoint import LoadedModel, load_autoencoder, save_model
 from ..errors import MicroCinemaError
 from ..files import make_folder
-from ..training.config import MAX_STEPS, Steps, TrainingConfig
-from ..training.launch import launch
-from ..training.trainer import check_state
+from ..training.config import MAX_STEPS, RunConfig, Steps
+from ..training.distributed import Processes, processes
+from ..training.states import check_state
 from ..validated import Fits, Range, shown, validated
 from .config import DEMO_BASE, DEMO_INTERPOLATION, DemoModelConfig
 
@@ -26,10 +24,11 @@ Shards = Annotated[int, Range(1, 10_000, "shards", 4)]
 
 
 @validated
-class DemoTrainingConfig(TrainingConfig):
-    """The training of a bundled model or, with `task` "autoencoder", of the autoencoder that both models use."""
+class DemoTable:
+    """[demo]: a bundled model or, with `task` "autoencoder", the autoencoder that both models use."""
 
-    task: Literal["autoencoder", "diffusion"] = field(kw_only=True)  # required, after fields with defaults
+    task: Literal["autoencoder", "diffusion"]
+    model: str  # the name of the configuration that is trained
     shards: Shards = 4  # of drawn scenes, with 250 clips each
     # task autoencoder
     kl_weight: Annotated[float, Range(0, 1000, such_as=1e-4)] = 1e-4
@@ -49,76 +48,85 @@ class DemoTrainingConfig(TrainingConfig):
         Fits("two numbers from 0 to 100, such as [1.0, 1.0]"),
     ] = (1.0, 1.0)
 
+
+@validated
+class DemoRunConfig(RunConfig):
+    """The training of a bundled model."""
+
+    demo: DemoTable
+
     def phase(self, step: int) -> tuple[int, int]:
         """The steps that train the forward warp, or the other ones."""
-        return (0, self.flow_steps) if step < self.flow_steps else (self.flow_steps, self.steps)
+        flow_steps = self.demo.flow_steps
+        return (0, flow_steps) if step < flow_steps else (flow_steps, self.train.steps)
 
     def identity(self) -> dict[str, Any]:
-        """As TrainingConfig's, without the path of the autoencoder."""
-        return {name: value for name, value in super().identity().items() if name != "autoencoder"}
+        """As RunConfig's, without the path of the autoencoder."""
+        values = super().identity()
+        values["demo"] = {name: value for name, value in values["demo"].items() if name != "autoencoder"}
+        return values
 
     def check(self, model: DemoModelConfig) -> None:
         """Raise MicroCinemaError unless these settings can train this model."""
-        factor, side = model.autoencoder.factor, model.width
-        if self.task == "autoencoder":
-            if self.crop % factor or self.crop > side:
-                near = min(max(round(self.crop / factor), 1) * factor, side)
+        factor, side, c = model.autoencoder.factor, model.width, self.demo
+        if c.task == "autoencoder":
+            if c.crop % factor or c.crop > side:
+                near = min(max(round(c.crop / factor), 1) * factor, side)
                 raise MicroCinemaError(
-                    f"crop cannot be {self.crop}: give a multiple of {factor} pixels up to {side}, such as {near}"
+                    f"crop cannot be {c.crop}: give a multiple of {factor} pixels up to {side}, such as {near}"
                 )
-        elif self.flow_steps and not model.network.forward_warp:
-            raise MicroCinemaError(
-                f"flow_steps cannot be {self.flow_steps}: '{model.name}' has no forward warp, give 0"
-            )
+        elif c.flow_steps and not model.network.forward_warp:
+            raise MicroCinemaError(f"flow_steps cannot be {c.flow_steps}: '{model.name}' has no forward warp, give 0")
 
 
 def main(config_path: Path, out: Path | None = None, overrides: dict[str, str] | None = None) -> Path:
     """Run the training that a TOML file describes, in the folder `out`, and return the path of the trained model.
 
-    `overrides` replace settings of the file. Raises MicroCinemaError for invalid settings, and as launch does.
+    `overrides` replace settings of the file. Raises MicroCinemaError for invalid settings, and as Trainer does.
     """
-    config = DemoTrainingConfig.read(config_path, overrides)
-    if config.model not in MODELS:
-        raise MicroCinemaError(f"unknown model '{shown(config.model)}': known are {', '.join(MODELS)}")
-    config.check(MODELS[config.model])
+    config = DemoRunConfig.read(config_path, overrides)
+    name = config.demo.model
+    if name not in MODELS:
+        raise MicroCinemaError(f"unknown model '{shown(name)}': known are {', '.join(MODELS)}")
+    config.check(MODELS[name])
     folder = out or RUNS / Path(config_path).stem
-    if config.task == "diffusion":
+    if config.demo.task == "diffusion":
         autoencoder_file(config, folder)
     make_folder(folder)
-    check_state(folder, config.steps, config.identity())
-    launch(run, config, folder)
+    check_state(folder, config.train.steps, config.identity())
+    with processes(config.train, folder) as world:
+        run(config, folder, world)
     return _result(config, folder)
 
 
-def run(config: DemoTrainingConfig, folder: Path) -> None:
+def run(config: DemoRunConfig, folder: Path, world: Processes) -> None:
     """Run the training in one process of it; the first process writes the model file."""
     from .autoencoder import train_autoencoder
     from .video import train_video
 
-    torch.set_num_threads(config.threads)
-    model_config, scenes = MODELS[config.model], folder.parent / "scenes"
-    if config.task == "autoencoder":
-        autoencoder = train_autoencoder(config, model_config, folder, scenes)
+    model_config, scenes = MODELS[config.demo.model], folder.parent / "scenes"
+    if config.demo.task == "autoencoder":
+        autoencoder = train_autoencoder(config, model_config, folder, scenes, world)
         model = LoadedModel(model_config, None, autoencoder, None)
     else:
         autoencoder = load_autoencoder(autoencoder_file(config, folder))
-        model = train_video(config, model_config, autoencoder, folder, scenes)
-    if not dist.is_initialized() or dist.get_rank() == 0:
+        model = train_video(config, model_config, autoencoder, folder, scenes, world)
+    if world.first:
         result = _result(config, folder)
-        save_model(result, model, torch.float32 if config.task == "autoencoder" else torch.float16)
+        save_model(result, model, torch.float32 if config.demo.task == "autoencoder" else torch.float16)
         print(f"wrote {result}", flush=True)
 
 
-def _result(config: DemoTrainingConfig, folder: Path) -> Path:
-    return folder / f"{config.model}.safetensors"
+def _result(config: DemoRunConfig, folder: Path) -> Path:
+    return folder / f"{config.demo.model}.safetensors"
 
 
-def autoencoder_file(config: DemoTrainingConfig, folder: Path) -> Path:
+def autoencoder_file(config: DemoRunConfig, folder: Path) -> Path:
     """The file `autoencoder` of the settings, relative to the working directory or to the parent of the run's folder.
 
     Raises MicroCinemaError where there is no such file.
     """
-    file = Path(config.autoencoder)
+    file = Path(config.demo.autoencoder)
     for candidate in (file, folder.parent / file):
         if os.path.isfile(candidate):  # Path.is_file raises for a name that is too long
             return candidate

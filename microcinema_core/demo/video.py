@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,22 +20,23 @@ from ..checkpoint import LoadedModel
 from ..files import locked, whole_file
 from ..model.autoencoder import Autoencoder
 from ..model.layers import channels_last
-from ..model.text import word_tokenizer
+from ..model.text import TextEncoder, word_tokenizer
 from ..pipeline import Pipeline
-from ..training.objective import Objective, VideoModel
-from ..training.trainer import STATE, Trainer, first_process_first
+from ..training.data.order import sample_seed
+from ..training.distributed import Processes
+from ..training.objective import DiffusionLoss, VideoModel, by_band
+from ..training.trainer import Figures, Objective, Trainer
 from .captions import COLOURS, all_words, reverse
 from .config import DemoModelConfig
 from .network import DemoUNet, pooled
 from .scenes import REFERENCE_SIZE, SPEED_PIXELS
 from .shards import draw_pool, load, load_captions, open_shards
-from .text import train_text
+from .text import trained_text
 from .warp import WEIGHT_SCALE, ForwardWarp
 
 if TYPE_CHECKING:
-    from .recipes import DemoTrainingConfig
+    from .recipes import DemoRunConfig
 
-BANDS = 4  # the log contains the loss for each of so many ranges of noise levels
 MOTION_CLIPS = 4  # the factor of the batch size in steps that train the forward warp: at about the same cost per step
 CAMERA_SHARE = 0.2  # the frequency of a camera move in these steps, relative to a clip of things: it is learned sooner
 PIXEL_WEIGHT = 2.0  # of the error of colours, from 0 to 1, relative to that of the flow in pixels
@@ -61,7 +63,7 @@ class DemoVideoModel(VideoModel):
         return network.forward_warp.flow(motion, text) / ((frames - 1) / 2), rendered[:, 0]
 
 
-class MotionObjective(Objective):
+class MotionLoss(DiffusionLoss):
     """The paper's objective, and the losses of the forward warp."""
 
     def motion_losses(
@@ -80,20 +82,24 @@ class MotionObjective(Objective):
 
 
 def train_video(
-    config: DemoTrainingConfig, model_config: DemoModelConfig, autoencoder: Autoencoder, folder: Path, scenes: Path
-) -> LoadedModel:
+    config: DemoRunConfig, model_config: DemoModelConfig, autoencoder: Autoencoder, folder: Path, scenes: Path,
+    world: Processes,
+) -> LoadedModel:  # fmt: skip
     """Train a video model, or resume the run in `folder`. Returns the EMA model with the given autoencoder.
 
     The clips are drawn into the folder `scenes`. Raises MicroCinemaError as Trainer does.
     """
-    objective = MotionObjective(model_config)
-    data = _prepare_data(config, model_config, objective, autoencoder, scenes)
+    losses = MotionLoss(model_config)
+    data = _prepare_data(config, model_config, losses, autoencoder, scenes, world)
     if model_config.text:
         model_config = replace(model_config, text=replace(model_config.text, tokenizer=word_tokenizer(all_words())))
-    model = _initial_model(config, model_config, autoencoder, is_new=not (folder / STATE).exists())
-    training = _VideoTraining(config, model_config, objective, data, model, autoencoder, folder)
-    ema = training.trainer.run(training.loss, training.show)
-    return LoadedModel(model_config, ema.network, autoencoder, ema.text)
+    with world.first_goes_first():
+        model = _initial_model(config, model_config, autoencoder, folder / "text.safetensors")
+    objective = DemoObjective(config, losses, model)
+    trainer = Trainer(objective, config, folder, world, data=data.identity)
+    batches = _Batches(config, model_config, data, model, world)
+    trainer.run(batches, _Samples(model_config, losses, data, model, autoencoder, world).show)
+    return LoadedModel(model_config, model.network, autoencoder, model.text)
 
 
 @dataclass
@@ -111,20 +117,22 @@ class _Data:
 
 
 def _prepare_data(
-    config: DemoTrainingConfig,
+    config: DemoRunConfig,
     model_config: DemoModelConfig,
-    objective: MotionObjective,
+    losses: MotionLoss,
     autoencoder: Autoencoder,
     scenes: Path,
+    world: Processes,
 ) -> _Data:
     """Draw and encode the clips, unless their files exist."""
     interpolation, frames = model_config.network.condition == "ends", model_config.network.frames
-    shards = config.shards + (config.flow_shards if config.flow_steps else 0)
-    with first_process_first(), locked(scenes, wait=True):
-        paths = draw_pool(scenes, shards, frames, model_config.width, interpolation, config.workers)
-        paths, flow_paths = paths[: config.shards], paths[config.shards :]
-        key_frames = objective.condition(torch.arange(frames)[None])[0]
-        with ThreadPoolExecutor(config.workers) as workers:
+    table, count = config.demo, max(1, config.train.workers)
+    shards = table.shards + (table.flow_shards if table.flow_steps else 0)
+    with world.first_goes_first(), locked(scenes, wait=True):
+        paths = draw_pool(scenes, shards, frames, model_config.width, interpolation, count)
+        paths, flow_paths = paths[: table.shards], paths[table.shards :]
+        key_frames = losses.condition(torch.arange(frames)[None])[0]
+        with ThreadPoolExecutor(count) as workers:
             encoded = list(workers.map(lambda path: encode_shard(path, autoencoder), paths))
             decoded = list(workers.map(lambda path: decode_shard(path, autoencoder, key_frames), flow_paths))
     return _Data(
@@ -140,117 +148,164 @@ def _prepare_data(
 
 
 def _initial_model(
-    config: DemoTrainingConfig, model_config: DemoModelConfig, autoencoder: Autoencoder, *, is_new: bool
+    config: DemoRunConfig, model_config: DemoModelConfig, autoencoder: Autoencoder, text_file: Path
 ) -> DemoVideoModel:
-    """The model at the start of a run. The text tower is trained here, unless the run is resumed, and frozen."""
-    torch.manual_seed(config.seed)
-    model = channels_last(DemoVideoModel(model_config))
+    """The model at the start of a run. The text tower is trained here, unless its file exists, and frozen."""
+    torch.manual_seed(config.train.seed)
+    text = TextEncoder(model_config.text) if model_config.text else None
+    model = channels_last(DemoVideoModel(model_config, text=text))
     has_warp = model_config.network.forward_warp is not None
-    if model.text:
-        if is_new:
-            meanings_of = train_text(model.text, config.text_steps, config.seed)
-            if has_warp:
-                initialise_colours(model.network.forward_warp, meanings_of, model_config)
-        model.text.requires_grad_(False)
+    if text:
+        meanings = trained_text(text, config.demo.text_steps, config.train.seed, text_file)
+        if has_warp:
+            initialise_colours(model.network.forward_warp, meanings, model_config)
+        text.requires_grad_(False)
     if has_warp:
         model.network.forward_warp.autoencoder.load_state_dict(autoencoder.state_dict())
     return model
 
 
-class _VideoTraining:
-    """The loss of a training step, and samples of the model, for Trainer."""
+@dataclass
+class FlowBatch:
+    """Clips for the forward warp, with frame number `index` as the true one; see MotionLoss.motion_losses."""
+
+    index: int
+    condition: Tensor
+    pixels: Tensor  # in uint8
+    flow: Tensor
+    frame: Tensor  # in uint8
+    tokens: Tensor | None
+
+
+@dataclass
+class ClipBatch:
+    """Clips for the paper's objective: scaled latents and noise (b, t, C, h, w), timesteps (b,), tokens."""
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    tokens: Tensor | None
+
+
+class DemoObjective(Objective):
+    """The loss of the forward warp in the first steps, then the paper's objective with the warp frozen."""
+
+    skips_parameters = True
+
+    def __init__(self, config: DemoRunConfig, losses: MotionLoss, model: DemoVideoModel):
+        super().__init__()
+        self.flow_steps, self.flow_bfloat16 = config.demo.flow_steps, config.demo.flow_bfloat16
+        self.losses, self.model = losses, model
+
+    def forward(self, step: int, batch: FlowBatch | ClipBatch) -> tuple[Tensor, Figures]:
+        """The mean loss of a batch, and its parts."""
+        if isinstance(batch, FlowBatch):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.flow_bfloat16):
+                flow_error, pixel_error = self.losses.motion_losses(
+                    self.model, batch.condition.float(), batch.pixels.float() / 255, batch.flow.float(),
+                    batch.frame.float() / 255, batch.tokens, batch.index,
+                )  # fmt: skip
+            flow_error, pixel_error = flow_error.mean(), pixel_error.mean()
+            figures = {"flow": flow_error.item(), "rendered": pixel_error.item()}
+            return flow_error + PIXEL_WEIGHT * pixel_error, figures
+        if self.flow_steps:  # the forward warp and the features that it uses are frozen after these steps
+            self.model.network.appearance.requires_grad_(False)
+            self.model.network.forward_warp.requires_grad_(False)
+        losses = self.losses.losses(self.model, batch.latents, batch.timesteps, batch.noise, batch.tokens)
+        return losses.mean(), by_band(losses.detach(), batch.timesteps)
+
+
+class _Batches:
+    """The batches of one process, callable as Trainer's `batches`. They depend on the seed and the step alone."""
 
     def __init__(
-        self,
-        config: DemoTrainingConfig,
-        model_config: DemoModelConfig,
-        objective: MotionObjective,
-        data: _Data,
-        model: DemoVideoModel,
-        autoencoder: Autoencoder,
-        folder: Path,
+        self, config: DemoRunConfig, model_config: DemoModelConfig, data: _Data, model: DemoVideoModel, world: Processes
     ):
-        self.config, self.model_config, self.objective, self.data = config, model_config, objective, data
-        self.model, self.autoencoder = model, autoencoder
-        self.trainer = Trainer(model, config, folder, data=data.identity)
+        self.config, self.model_config, self.data, self.model, self.world = config, model_config, data, model, world
         self.count = len(data.latents) - HELD_OUT
         cameras = [bool(model.text) and not COLOURS.keys() & caption.split() for caption in data.flow_captions]
         # The relative frequencies of the clips in steps that train the forward warp.
         self.flow_weights = torch.where(torch.tensor(cameras, dtype=torch.bool), CAMERA_SHARE, 1.0)
 
-    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a step, and figures for the log."""
-        if step < self.config.flow_steps:
-            return self._flow_loss(generator)
-        if self.config.flow_steps:  # the forward warp and the features that it uses are frozen after these steps
-            self.model.network.appearance.requires_grad_(False)
-            self.model.network.forward_warp.requires_grad_(False)
-        return self._denoising_loss(step, generator)
+    def __call__(self, first: int) -> Iterator[list[FlowBatch | ClipBatch]]:
+        """Yield the batch of each step from `first` on."""
+        for step in itertools.count(first):
+            generator = torch.Generator().manual_seed(sample_seed(self.config.train.seed, step, 0))
+            flow = step < self.config.demo.flow_steps
+            yield [self._flow_batch(generator) if flow else self._clip_batch(step, generator)]
 
-    def _flow_loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        data, batch_size = self.data, MOTION_CLIPS * self.trainer.batch_size
-        rows = self.flow_weights.multinomial(batch_size, replacement=True, generator=generator)
+    def _part(self, values: Tensor) -> Tensor:
+        """This process's part of the rows of a batch."""
+        return values.tensor_split(self.world.count)[self.world.rank]
+
+    def _flow_batch(self, generator: torch.Generator) -> FlowBatch:
+        data, batch_size = self.data, MOTION_CLIPS * self.config.train.batch_size
+        rows = self._part(self.flow_weights.multinomial(batch_size, replacement=True, generator=generator))
         index = int(torch.randint(self.model_config.network.frames, (1,), generator=generator))
         places = [divmod(row, len(data.frames[0])) for row in rows.tolist()]
         frame = torch.stack([data.frames[shard][clip, index] for shard, clip in places])
         condition, pixels, flow = (
-            torch.stack([shards[shard][clip] for shard, clip in places]).float()
+            torch.stack([shards[shard][clip] for shard, clip in places])
             for shards in (data.conditions, data.pixels, data.flow)
         )
-        tokens = self._tokenize([data.flow_captions[row] for row in rows.tolist()])
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.flow_bfloat16):
-            flow_error, pixel_error = self.objective.motion_losses(
-                self.model, condition, pixels / 255, flow, frame / 255, tokens, index
-            )
-        flow_error, pixel_error = flow_error.mean(), pixel_error.mean()
-        return flow_error + PIXEL_WEIGHT * pixel_error, {"flow": flow_error.item(), "rendered": pixel_error.item()}
+        tokens = tokenize(self.model, [data.flow_captions[row] for row in rows.tolist()])
+        return FlowBatch(index, condition, pixels, flow, frame, tokens)
 
-    def _denoising_loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def _clip_batch(self, step: int, generator: torch.Generator) -> ClipBatch:
         # Every clip is used twice, forwards and backwards, with the same noise: in the gradient of what depends on the
         # direction, everything else cancels.
-        config, data = self.config, self.data
-        half = max(1, self.trainer.batch_size // 2)
+        c, table, data = self.config.train, self.config.demo, self.data
+        half = max(self.world.count, c.batch_size // 2)
         rows = torch.randint(self.count, (half,), generator=generator)
-        first, last = config.time_power
-        power = first + (last - first) * (step - config.flow_steps) / (config.steps - config.flow_steps)
-        timesteps = (torch.rand(half, generator=generator) ** power * 1000).long().clamp(max=999).repeat(2)
-        batch, noise = data.latents[rows].float(), torch.randn(half, *data.latents.shape[1:], generator=generator)
-        batch, noise = (torch.cat((x, x.flip(1))) for x in (batch, noise))
-        keep = (torch.rand(half, generator=generator) >= config.text_drop).tolist()
-        prompts = [data.captions[row] if kept else "" for row, kept in zip(rows.tolist(), keep, strict=True)]
+        first, last = table.time_power
+        power = first + (last - first) * (step - table.flow_steps) / (c.steps - table.flow_steps)
+        timesteps = (torch.rand(half, generator=generator) ** power * 1000).long().clamp(max=999)
+        noise = torch.randn(half, *data.latents.shape[1:], generator=generator)
+        keep = torch.rand(half, generator=generator) >= table.text_drop
+        rows, timesteps, noise, keep = map(self._part, (rows, timesteps, noise, keep))
+        latents, noise = (torch.cat((x, x.flip(1))) for x in (data.latents[rows].float(), noise))
+        prompts = [data.captions[row] if kept else "" for row, kept in zip(rows.tolist(), keep.tolist(), strict=True)]
         prompts += [reverse(prompt) for prompt in prompts]
-        losses = self.objective.losses(self.model, batch, timesteps, noise, self._tokenize(prompts))
-        bands = timesteps * BANDS // 1000
-        details = {
-            f"loss_band{band}": losses[bands == band].mean().item() for band in range(BANDS) if (bands == band).any()
-        }
-        return losses.mean(), details
+        return ClipBatch(latents, noise, timesteps.repeat(2), tokenize(self.model, prompts))
+
+
+class _Samples:
+    """Samples and losses of held-out clips, for Trainer."""
+
+    def __init__(
+        self, model_config: DemoModelConfig, losses: MotionLoss, data: _Data, model: DemoVideoModel,
+        autoencoder: Autoencoder, world: Processes,
+    ):  # fmt: skip
+        self.model_config, self.losses, self.data, self.model = model_config, losses, data, model
+        self.autoencoder, self.world = autoencoder, world
 
     @torch.no_grad()
-    def show(self, ema: DemoVideoModel, path: Path) -> dict[str, float]:
+    def show(self, folder: Path, stem: str) -> Figures:
         """Write an image of samples, each below its true clip. Returns the losses of the held-out clips at a high noise
         level, with the true captions and with opposite directions."""
-        objective, model_config = self.objective, self.model_config
-        batch, prompts = self.data.latents[self.count :].float(), self.data.captions[self.count :]
+        losses, model, model_config = self.losses, self.model, self.model_config
+        batch, prompts = self.data.latents[-HELD_OUT:].float(), self.data.captions[-HELD_OUT:]
         noise = torch.randn(batch.shape, generator=torch.Generator().manual_seed(1))
         timesteps = torch.full((len(batch),), 900)
-        tokens = self._tokenize(prompts)
-        figures = {"held_out": objective.losses(ema, batch, timesteps, noise, tokens).mean().item()}
-        if ema.text:
-            swapped = self._tokenize([reverse(prompt) for prompt in prompts])
-            figures["held_out_swapped"] = objective.losses(ema, batch, timesteps, noise, swapped).mean().item()
-        pipeline = Pipeline(LoadedModel(model_config, ema.network, self.autoencoder, ema.text))
-        clips, cfg = batch[:4], model_config.cfg if ema.text else 1.0
-        context = ema.text.encode([""] * len(clips) * (cfg != 1) + prompts[: len(clips)]) if ema.text else None
+        figures = {"held_out": losses.losses(model, batch, timesteps, noise, tokenize(model, prompts)).mean().item()}
+        if model.text:
+            swapped = tokenize(model, [reverse(prompt) for prompt in prompts])
+            figures["held_out_swapped"] = losses.losses(model, batch, timesteps, noise, swapped).mean().item()
+        pipeline = Pipeline(LoadedModel(model_config, model.network, self.autoencoder, model.text))
+        clips, cfg = batch[:4], model_config.cfg if model.text else 1.0
+        context = model.text.encode([""] * len(clips) * (cfg != 1) + prompts[: len(clips)]) if model.text else None
         sampled = pipeline.sample(
-            objective.condition(clips), context, frames=batch.shape[1], cfg=cfg, seeds=list(range(len(clips)))
+            losses.condition(clips), context, frames=batch.shape[1], cfg=cfg, seeds=list(range(len(clips)))
         )
         rows = [pipeline.decode(clip) for pair in zip(clips, sampled, strict=True) for clip in pair]
-        images.contact_sheet(torch.cat(rows, -2), path)
+        if self.world.first:
+            images.contact_sheet(torch.cat(rows, -2), folder / f"{stem}.png")
         return figures
 
-    def _tokenize(self, prompts: list[str]) -> Tensor | None:
-        return self.model.text.tokenizer(prompts) if self.model.text else None
+
+def tokenize(model: DemoVideoModel, prompts: list[str]) -> Tensor | None:
+    """The token ids (b, max_tokens) of prompts; None for a model without text."""
+    return model.text.tokenizer(prompts) if model.text else None
 
 
 @torch.no_grad()

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import MicroCinemaError
 from ..model.autoencoder import Autoencoder
 from ..model.layers import ResBlock, SpatialTransformer, zero
 from .captions import COLOURS
 from .config import DemoNetworkConfig
+from .edges import least_zoom, show_uncovered
 from .splat import compose, downsample, splat_clip
 
 WarpInputs = tuple[Tensor, Tensor]  # pixels (clips, k, 3, H, W), and features (clips, k, C, h, w)
@@ -31,6 +33,7 @@ CHANNELS_PER_LEVEL = 24  # added at each lower resolution of the refinement
 VELOCITY_TOLERANCE = 0.02  # units per τ: the standard deviation within which velocities count as equal
 MIN_VELOCITY = 0.05  # units per τ: half the velocity of the slowest thing
 FRONT_LOGIT = 2  # added to the nearness of moving pixels, which are in front of the background
+MAX_ZOOM = 4  # of overscan
 BACKGROUND_LOGIT = 12  # subtracted from the background logit around moving pixels, which are no background
 
 
@@ -46,7 +49,8 @@ class ForwardWarp(nn.Module):
     the model is symmetric in time. v is computed from both pictures and from a cost volume between them with its soft
     argmin (Kendall et al., "End-to-End Learning of Geometry and Context for Deep Stereo Regression", ICCV 2017).
 
-    Holes are filled with the nearest pixels that have a high background logit. Pixels are warped instead of latents,
+    Holes are filled with the nearest pixels that have a high background logit; what the camera uncovers beyond the
+    edges of the picture is the picture continued (edges.py), in `forward`. Pixels are warped instead of latents,
     which would lose detail; the model's autoencoder, with frozen weights, converts between them. So the trajectories
     get no gradient from the loss of the latents, and are learned from `flow` and `render`. The initial weights result
     in no motion for any text.
@@ -109,15 +113,23 @@ class ForwardWarp(nn.Module):
         return pixels, self.features_in(_with_other_picture(joined).flatten(0, 1)).unflatten(0, joined.shape[:2])
 
     @torch.no_grad()
-    def forward(self, inputs: WarpInputs, text: Tensor | None, times: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, inputs: WarpInputs, text: Tensor | None, times: Tensor, zoom: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Warp clips: returns latents (b·t, C, h, w) and their visibility (b·t, 1, h, w), 0 to 1.
 
         inputs: the result of `encode` for b clips, or for a divisor of b.
         text: (b, 1, D), pooled.
         times: (k, t) or (b, k, t), from the frame of each picture.
+        zoom: (b,), the magnification of all frames, with a text only.
         """
-        rendered = self.render(inputs[0], self.estimate(inputs, text), text, times)
-        rendered, visibility = (x.flatten(0, 1).to(inputs[1].dtype) for x in rendered)
+        motion = self.estimate(inputs, text)
+        rendered, visibility = self.render(inputs[0], motion, text, times, zoom)
+        if text is not None:
+            views = self._views(motion, text, times)
+            views = views if zoom is None else zoom.view(-1, 1, 1, 1) * views
+            rendered = show_uncovered(rendered, inputs[0][:, 0], views)
+        rendered, visibility = (x.flatten(0, 1).to(inputs[1].dtype) for x in (rendered, visibility))
         latents = self.autoencoder.encode(rendered.contiguous(memory_format=torch.channels_last))
         return latents, F.avg_pool2d(visibility, self.autoencoder.config.factor)
 
@@ -181,10 +193,12 @@ class ForwardWarp(nn.Module):
         right, down = (probabilities.unflatten(1, (MATCH_SIDE, MATCH_SIDE)).sum(dim) for dim in (1, 2))
         return probabilities, torch.stack([torch.einsum("bshw,s->bhw", x, velocity) for x in (right, down)], dim=1)
 
-    def render(self, pixels: Tensor, motion: Tensor, text: Tensor | None, times: Tensor) -> tuple[Tensor, Tensor]:
+    def render(
+        self, pixels: Tensor, motion: Tensor, text: Tensor | None, times: Tensor, zoom: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Render frames: pixels (b, t, 3, H, W) and their visibility (b, t, 1, H, W), 0 to 1.
 
-        pixels: (clips, k, 3, H, W); motion: the result of `estimate`, (b, k, 4, H, W); text and times as in `forward`.
+        pixels: (clips, k, 3, H, W); motion: the result of `estimate`, (b, k, 4, H, W); the rest as in `forward`.
         """
         if text is not None:
             motion = _dilate_moving(torch.cat([self._snap_velocities(motion[:, :, :2], text), motion[:, :, 2:]], dim=2))
@@ -198,7 +212,25 @@ class ForwardWarp(nn.Module):
             closeness = (1 - times.abs() / times.abs().sum(dim=-2, keepdim=True)).mT[..., None, None, None]
             front, back = front * closeness, back * closeness
         places = self._trajectories(velocities, text, times)
+        if zoom is not None:
+            middle = self._pixel_grid(motion)[1]
+            places = middle + zoom.view(-1, 1, 1, 1, 1, 1) * (places - middle)
         return compose(splat_clip(front, places), splat_clip(back, (downsample(places) - 0.5) / 2))
+
+    @torch.no_grad()
+    def overscan(self, inputs: WarpInputs, text: Tensor, times: Tensor) -> Tensor:
+        """The least magnification (b,) at which frames at these times (1, t) show nothing outside of the picture; 1
+        where they show nothing without it. The arguments are those of `forward`.
+
+        Raises MicroCinemaError where the camera leaves the picture, or nearly.
+        """
+        zoom = least_zoom(self._views(self.estimate(inputs, text), text, times), *inputs[0].shape[-2:])
+        if not (zoom <= MAX_ZOOM).all():
+            raise MicroCinemaError(
+                f"the camera goes too far for overscan, which would enlarge the picture more than {MAX_ZOOM} times: "
+                "give fewer frames, a slower move or a smaller motion"
+            )
+        return zoom
 
     def flow(self, motion: Tensor, text: Tensor | None) -> Tensor:
         """The velocity of every pixel in its own picture, with the camera's, (b, k, 2, H, W): right and down, in pixels
@@ -215,12 +247,25 @@ class ForwardWarp(nn.Module):
     def _trajectories(self, velocities: Tensor, text: Tensor | None, times: Tensor) -> Tensor:
         """The position of each pixel at each time, (b, t, k, 2, H, W): x and y in pixels."""
         places, middle = self._pixel_grid(velocities)
-        times = times.mT[..., None, None]
         if text is None:
+            times = times.mT[..., None, None]
             return middle + self.unit * (places + times.abs()[..., None] * velocities[:, None])
-        moves = torch.linalg.matrix_exp(times * self._camera(text)[:, None, None])[..., :2, :]
+        moves = self._camera_moves(text, times)
         camera = torch.einsum("btkij,jhw->btkihw", moves[..., :2], places) + moves[..., 2, None, None]
-        return middle + self.unit * (camera + times[..., None] * velocities[:, None])
+        return middle + self.unit * (camera + times.mT[..., None, None, None] * velocities[:, None])
+
+    def _camera_moves(self, text: Tensor, times: Tensor) -> Tensor:
+        """exp(τM) of pooled texts at times as in `forward`, without its last row: (b, t, k, 2, 3), in units."""
+        return torch.linalg.matrix_exp(times.mT[..., None, None] * self._camera(text)[:, None, None])[..., :2, :]
+
+    def _views(self, motion: Tensor, text: Tensor, times: Tensor) -> Tensor:
+        """Where the whole picture goes, affine maps (b, t, 2, 3) from the picture to the frame, both in pixels from the
+        centre. In camera moves the regions take part: most of a pan is the velocity that all pixels have in common, the
+        median of those of a motion (b, 1, 4, H, W)."""
+        moves = self._camera_moves(text, times)[:, :, 0]
+        common = self._snap_velocities(motion[:, :, :2], text)[:, 0].flatten(2).median(dim=-1).values
+        offsets = self.unit * (moves[..., 2] + times.mT * common[:, None])
+        return torch.cat([moves[..., :2], offsets[..., None]], dim=-1)
 
     def _vectors_of(self, text: Tensor) -> Tensor:
         """Pooled texts (b, 1, D) to vectors (b, REGIONS + 3, 2): the velocities of the regions, the columns of M."""

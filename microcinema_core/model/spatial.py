@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..config import NetworkConfig
 from .layers import Downsample, ResBlock, SpatialTransformer, Upsample, sinusoids, zero
@@ -37,6 +38,7 @@ class SpatialUNet(nn.Module):
     """
 
     config: NetworkConfig
+    gradient_checkpointing = False  # in training, keep the outputs of blocks alone and compute the rest again
 
     def __init__(self, config: NetworkConfig, *, head=True, operations: Any = nn, dtype=None, device=None):
         """head=False leaves out `out`, the layers that turn features into latents."""
@@ -161,6 +163,12 @@ class SpatialUNet(nn.Module):
         return patches.transform(layer, h, context)
 
     def _block(self, block, h, emb, context, state, patches, size=None):
+        arguments = (block, h, emb, context, state, patches, size)
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._layers, *arguments, use_reentrant=False)
+        return self._layers(*arguments)
+
+    def _layers(self, block, h, emb, context, state, patches, size):
         for layer in block:
             if isinstance(layer, ResBlock):
                 h = self.run_res(layer, h, emb, state)

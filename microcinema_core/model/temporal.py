@@ -64,21 +64,23 @@ class TemporalTransformer(nn.Module):
 
     The position of a frame is its offset from the clip's centre frame. So the centre frame of a clip of any length has
     the position that it had in training, and the frames of a context window those that they have in the whole clip.
-    With two attentions and no positions it is ModelScope's layer (and diffusers' TransformerTemporalModel).
+    With two attentions and no positions it is ModelScope's layer (and diffusers' TransformerTemporalModel). `inner` is
+    the number of channels between the projections, by default that outside.
     """
 
     def __init__(
-        self, channels, heads, groups, attentions=1, positions=True, *, operations: Any = nn, dtype=None, device=None
-    ):
+        self, channels, heads, groups, attentions=1, positions=True, inner=None,
+        *, operations: Any = nn, dtype=None, device=None,
+    ):  # fmt: skip
         super().__init__()
-        kw = {"dtype": dtype, "device": device}
+        kw, inner = {"dtype": dtype, "device": device}, inner or channels
         self.norm = operations.GroupNorm(groups, channels, eps=1e-6, **kw)
         self.positions = positions
-        self.proj_in = operations.Linear(channels, channels, **kw)
+        self.proj_in = operations.Linear(channels, inner, **kw)
         # A cross-attention without a context attends to the frames themselves.
-        second = channels if attentions == 2 else None
-        self.block = TransformerBlock(channels, heads, second, operations=operations, **kw)
-        self.proj_out = operations.Linear(channels, channels, **kw)
+        second = inner if attentions == 2 else None
+        self.block = TransformerBlock(inner, heads, second, operations=operations, **kw)
+        self.proj_out = operations.Linear(inner, channels, **kw)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -93,6 +95,6 @@ class TemporalTransformer(nn.Module):
         tokens = self.norm(h).permute(0, 3, 2, 1).reshape(clips * cells, frames, channels)
         tokens = self.proj_in(tokens)
         if self.positions:
-            tokens = tokens + sinusoids(offsets, channels).to(x.dtype)
+            tokens = tokens + sinusoids(offsets, tokens.shape[2]).to(x.dtype)
         tokens = self.proj_out(self.block(tokens)).view(clips, cells, frames, channels)
         return from_time_axis(h + tokens.permute(0, 3, 2, 1), x.shape[2:])  # added as views, without a copy

@@ -3,7 +3,8 @@
 Frames are folded into the batch, (clips · frames, C, h, w).
 - AppearNet encodes the condition once per clip; its features scale and shift the output of the second group-norm of
   every ResBlock.
-- A temporal convolution follows every ResBlock, a temporal transformer every spatial transformer.
+- A temporal convolution follows every ResBlock, a temporal transformer every spatial transformer, and if wanted
+  (public video models have it) the first convolution.
 - Every new layer starts at zero: an untrained network equals SD2.1 frame by frame, to the bit, and SD2.1's checkpoint
   keys are a strict subset of its own.
 
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import NetworkConfig
+from ..config import TEMPORAL_INPUT_HEADS, NetworkConfig
 from ..errors import MicroCinemaError
 from .appearance import AppearNet
 from .clips import Clips, Condition, check_batch, over_frames
@@ -42,7 +43,7 @@ class MicroCinemaUNet(SpatialUNet):
         plain = {"dtype": dtype, "device": device}
         kw = {"operations": operations, **plain}
         groups, depth = config.norm_groups, config.temporal_conv_depth
-        attentions, positions = config.temporal_attentions, config.temporal_positions
+        mixing = (groups, config.temporal_attentions, config.temporal_positions)
 
         self.condition_in = zero(
             operations.Conv2d(config.latent_channels, config.model_channels, 3, padding=1, bias=False, **plain)
@@ -51,20 +52,20 @@ class MicroCinemaUNet(SpatialUNet):
         self.appearance_injections = nn.ModuleList(  # γ and β are the two halves of one convolution's output
             zero(operations.Conv2d(channels, 2 * channels, 1, **plain)) for channels in self.res_channels
         )
-        self.temporal_convs = nn.ModuleList(
-            TemporalConv(channels, groups, depth, **kw) for channels in self.res_channels
-        )
+        self.temporal_convs = nn.ModuleList(TemporalConv(width, groups, depth, **kw) for width in self.res_channels)
         self.temporal_transformers = nn.ModuleList(
-            TemporalTransformer(channels, heads_of(channels, config), groups, attentions, positions, **kw)
-            for channels in self.transformer_channels
+            TemporalTransformer(width, heads_of(width, config), *mixing, **kw) for width in self.transformer_channels
         )
+        if config.temporal_input:
+            width, inner = config.model_channels, config.temporal_input_width
+            self.temporal_input = TemporalTransformer(width, TEMPORAL_INPUT_HEADS, *mixing, inner, **kw)
 
-    def encode_condition(self, latents: Tensor, *, lambda_: float = 0.0) -> Condition:
+    def encode_condition(self, latents: Tensor, *, lambda_: float = 0.0, **moves: float) -> Condition:
         """Run AppearNet on the condition: once per clip, for all steps and for both halves of a batch with guidance.
 
         latents: (clips, k, C, h, w), scaled and without noise, of the centre frame (k = 1) or of the first and the last
-        frame (k = 2), as the configuration says. lambda_: λ of the run, for subclasses whose prediction depends on the
-        prior. Raises MicroCinemaError for another k.
+        frame (k = 2), as the configuration says. For subclasses whose prediction depends on them: lambda_, λ of the
+        run, and moves, the settings of ModelConfig.moves_pixels. Raises MicroCinemaError for another k.
         """
         clips, k = latents.shape[:2]
         expected = 1 if self.config.condition == "centre" else 2
@@ -123,7 +124,8 @@ class MicroCinemaUNet(SpatialUNet):
     def embed_input(self, clips: Clips) -> Tensor:
         """The first convolution's output for noisy and condition latents together, (b·t, model_channels, h, w)."""
         planes = over_frames(clips.condition.planes, len(clips.offsets))
-        return (self.first_conv(clips.x).view(-1, *planes.shape) + planes).flatten(0, 2)
+        h = (self.first_conv(clips.x).view(-1, *planes.shape) + planes).flatten(0, 2)
+        return self.temporal_input(h, clips.offsets) if self.config.temporal_input else h
 
     def run_layers(self, h: Tensor, emb: Tensor, clips: Clips) -> Tensor:
         """All layers between the first convolution and `out`, with AppearNet's features injected."""

@@ -1,271 +1,195 @@
-"""The training loop: learning rate schedule, exponential moving average (EMA), exact resume, log.
+"""The training loop: learning rates, accumulated gradients, moving averages (EMA), exact resume, log.
 
-Random numbers depend only on the seed and the step, so a run that was killed and resumed computes the same steps as an
-uninterrupted one.
+The trainer names no model. It minimises an objective, a module whose forward pass turns a batch into a loss, over
+batches that depend only on the seed and the step: so a run that was killed and resumed computes the same steps as an
+uninterrupted one, and a run of several processes those of a single one.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import torch
-import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..errors import MicroCinemaError
-from ..files import cannot_write, make_folder, whole_file
-from .config import TrainingConfig
+from ..files import make_folder
+from .config import RunConfig
+from .distributed import Processes, distributed, gradients_are_synchronised, whole_weights
+from .ema import Ema
+from .monitor import Monitor
 from .signals import on_stop_signal
+from .states import allocate_moments, check_state, load_state, save_state, set_rate, state_tensors
 
-STATE = "state.safetensors"
-Model = TypeVar("Model", bound=nn.Module)
-# The loss of a step, and figures for the log; drawn from the generator.
-Loss = Callable[[int, torch.Generator], tuple[torch.Tensor, dict[str, float]]]
-
-
-@contextmanager
-def first_process_first() -> Iterator[None]:
-    """Run the block in the first of several processes, then in the others, which can use the files that it wrote."""
-    if dist.is_initialized() and dist.get_rank() > 0:
-        dist.barrier()
-    yield
-    if dist.is_initialized() and dist.get_rank() == 0:
-        dist.barrier()
+Figures = dict[str, float]
+# The batches of this process: an iterator over the steps from a first one on, each a list of micro-batches.
+Batches = Callable[[int], Iterator[list[Any]]]
+# Writes samples of the averaged model to a folder, under names with a given stem; returns figures for the log.
+Show = Callable[[Path, str], Figures]
 
 
-class Trainer(Generic[Model]):
-    """Minimises `loss(step, generator)` for the steps of the configuration, with its state and log in `folder`.
+class Objective(nn.Module):
+    """What is minimised: `forward(step, batch)` returns the mean loss of a micro-batch, and figures for the log."""
+
+    skips_parameters = False  # whether a step may leave parameters without a gradient
+
+    def forward(self, step: int, batch: Any) -> tuple[torch.Tensor, Figures]:
+        """The mean loss of a micro-batch, and figures for the log, each a mean over those clips that have it."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The trained parameters in groups for the optimiser; `factor` multiplies the learning rate of a group."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "factor": 1.0}]
+
+
+Trained = TypeVar("Trained", bound=Objective)
+
+
+class Trainer(Generic[Trained]):
+    """Minimises an objective for the steps of the configuration, with its states and log in `folder`.
 
     A run whose state is in the folder is resumed. `data` identifies the training data, which must not change then.
     """
 
-    def __init__(self, model: Model, config: TrainingConfig, folder: Path, data: str = ""):
-        self.model, self.config, self.folder = model, config, folder
+    def __init__(self, objective: Trained, config: RunConfig, folder: Path, world: Processes, data: str = ""):
+        self.objective, self.config, self.folder, self.world = objective.to(world.device), config, folder, world
         self.identity = config.identity() | {"data": data}
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-        self.optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad],
-            lr=config.learning_rate,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        self.step = 0
+        c = config.train
+        self.share = self.micro_batches, self.micro_batch = c.share(world.count)
         make_folder(folder)
-        if self.state_path.exists():
-            self._resume()
-
-    @property
-    def state_path(self) -> Path:
-        """The file from which a run is resumed."""
-        return self.folder / STATE
-
-    @property
-    def log_path(self) -> Path:
-        """The log, one JSON object per line."""
-        return self.folder / "log.jsonl"
+        # The first process's word, as another machine may see a shared folder later than it changes:
+        self.step = world.share(check_state(folder, c.steps, self.identity))
+        self.wrapped = distributed(objective, c, world, objective.skips_parameters)
+        # After the parameters may have been divided between the processes:
+        self.averages = [Ema(objective, std=std) for std in c.ema_std] or [Ema(objective, c.ema)]
+        self.optimizer = _optimizer(objective, config)
+        self.monitor = Monitor(folder, c.steps, self.step, world)
+        if self.step:
+            allocate_moments(self.optimizer)
+            load_state(folder, self.step, self.averages, self.optimizer)
+            self.monitor.note(f"resumed at step {self.step}")
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step: within its phase a linear warm-up, a constant part, a cosine decay to zero."""
-        c = self.config
-        first, end = c.phase(step)
+        c = self.config.train
+        first, end = self.config.phase(step)
         step, steps = step - first, end - first
         decay = max(0.0, (step / steps - c.cosine_from) / max(1 - c.cosine_from, 1e-9))
         return c.learning_rate * min(1.0, (step + 1) / c.warmup) * 0.5 * (1 + math.cos(math.pi * min(decay, 1.0)))
 
-    @property
-    def batch_size(self) -> int:
-        """The part of the batch that this process computes."""
-        return max(1, self.config.batch_size // self.world)
+    def rehearse(self, batch: Any) -> None:
+        """Compute a step of the largest batches that will come, which changes nothing: memory runs out now or never.
 
-    def generator(self, step: int) -> torch.Generator:
-        """The random numbers of a step in this process."""
-        return torch.Generator().manual_seed((self.config.seed * 1_000_003 + step) * 1009 + self.rank)
-
-    def _average(self, stop: bool) -> bool:
-        """Average the gradients over the processes. Returns true in all of them if `stop` is true in one."""
-        if self.world == 1:
-            return stop
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        shared = torch.cat([g.flatten() for g in gradients] + [torch.tensor([float(stop)])])
-        dist.all_reduce(shared)
-        for gradient, part in zip(gradients, shared.split([g.numel() for g in gradients] + [1]), strict=False):
-            gradient.copy_(part.view_as(gradient)).div_(self.world)
-        return bool(shared[-1] > 0)
-
-    @property
-    def averaged(self) -> Model:
-        """The model with the moving average of the weights."""
-        return cast(Model, self.ema.module)
-
-    def run(self, loss: Loss, show: Callable[[Model, Path], dict[str, float]] | None = None) -> Model:
-        """Train to the last step and return the EMA model.
-
-        `show(model, path)` writes samples of the EMA model to an image file and returns figures for the log. A SIGTERM
-        or SIGINT ends the run after its step: the state is saved, and KeyboardInterrupt raised. Raises MicroCinemaError
-        for a loss that is not finite.
+        Raises MicroCinemaError where it does.
         """
-        config, started, window = self.config, time.monotonic(), []
-        signals, stop = [], False
-        with on_stop_signal(lambda: signals.append(True)):
-            while self.step < config.steps and not stop:
-                figures, stop = self._take_step(loss, signals)
-                if self.rank:
-                    continue
-                window.append(figures)
-                last = self.step == config.steps
-                if last or self.step % config.log_every == 0:
-                    self._log(window, time.monotonic() - started)
-                    window, started = [], time.monotonic()
-                if show and (last or self.step % config.sample_every == 0):
-                    figures = show(self.averaged, self.folder / f"samples-{self.step:06d}.png")
-                    self._write({"step": self.step, **figures})
-                if self.step % config.save_every == 0:
+        try:
+            if not self.step:  # from the second step on they are there beside the activations
+                allocate_moments(self.optimizer)
+            for number in range(self.micro_batches):
+                self._backward(self.step, batch, last=number == self.micro_batches - 1)
+        except torch.OutOfMemoryError as error:
+            raise MicroCinemaError(
+                f"a step of {self.micro_batch} clips does not fit into the memory of {self.world.device}: give a lower "
+                "micro_batch, gradient_checkpointing = true, optimizer = 'adamw8bit', or fewer trained parts"
+            ) from error
+        self.optimizer.zero_grad(set_to_none=True)
+        if not self.step:
+            self.optimizer.state.clear()
+        self.monitor.sums.clear()
+
+    def run(self, batches: Batches, show: Show | None = None) -> Trained:
+        """Train to the last step and return the objective with the averaged weights.
+
+        A SIGTERM or SIGINT ends the run after its step: the state is saved, and KeyboardInterrupt raised. Raises
+        MicroCinemaError for a loss that is not finite.
+        """
+        c, signals, stop = self.config.train, [], False
+        steps = batches(self.step) if self.step < c.steps else iter(())
+        with on_stop_signal(lambda: signals.append(True)), self.monitor, _closing(steps):
+            while self.step < c.steps and not stop:
+                with self.monitor.waiting():
+                    micro_batches = next(steps)
+                stop = self._take_step(micro_batches, bool(signals))
+                last = self.step == c.steps
+                if last or self.step % c.log_every == 0:
+                    self.monitor.log(self.step, self.learning_rate(self.step - 1))
+                if show and (last or self.step % c.sample_every == 0):
+                    self._show(show)
+                if last or stop or self.step % c.save_every == 0:
                     self.save()
                 if stop:
-                    print(f"stopped at step {self.step}; run the same command to go on", flush=True)
-            if self.rank == 0:
-                self.save()
+                    self.monitor.note(f"stopped at step {self.step}; run the same command to go on")
         if stop:
             raise KeyboardInterrupt
-        return self.averaged
+        self.averages[0].exchange()
+        return self.objective
 
-    def _take_step(self, loss: Loss, signals: list[bool]) -> tuple[dict[str, float], bool]:
-        """Take one step of the optimiser. Returns its figures for the log, and whether any process has got a signal."""
+    def _take_step(self, micro_batches: list[Any], signalled: bool) -> bool:
+        """Take one step of the optimiser. Returns whether any process has got a signal."""
+        rate = self.learning_rate(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.step)
-        value, details = loss(self.step, self.generator(self.step))
-        self.model.zero_grad(set_to_none=True)
-        value.backward()
-        stop = self._average(bool(signals))
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+            set_rate(group, rate * group["factor"])
+        losses = []
+        for number, batch in enumerate(micro_batches, 1):
+            losses.append(self._backward(self.step, batch, last=number == len(micro_batches)))
+        norm = nn.utils.clip_grad_norm_(self.averages[0].parameters.values(), self.config.train.clip_norm)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyright: ignore[reportAttributeAccessIssue]
         if not torch.isfinite(norm):
             raise MicroCinemaError(f"the loss is not finite at step {self.step}; lower learning_rate and resume")
         self.optimizer.step()
-        self.ema.update_parameters(self.model)
+        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return {"loss": value.item(), "grad_norm": norm.item(), **details}, stop
+        for ema in self.averages:
+            ema.update(self.step)
+        stopped, loss = self.world.total(float(signalled), sum(losses))
+        self.monitor.count({"loss": loss / self.world.count, "grad_norm": norm.item()}, self.config.train.batch_size)
+        return stopped > 0
 
-    def _log(self, window: list[dict[str, float]], seconds: float) -> None:
-        """Log the mean figures of a window of steps, which took `seconds`."""
-        rate = self.optimizer.param_groups[0]["lr"]
-        keys = sorted({key for row in window for key in row})
-        means = {}
-        for key in keys:
-            values = [row[key] for row in window if key in row]
-            means[key] = round(sum(values) / len(values), 6)
-        row = {"step": self.step, **means, "learning_rate": rate, "seconds_per_step": round(seconds / len(window), 4)}
-        self._write(row)
-        print(" ".join(f"{key} {value:.4g}" for key, value in row.items()), flush=True)
+    def _backward(self, step: int, batch: Any, last: bool) -> float:
+        """Add the gradient of a micro-batch. Returns its part of the mean loss of the step in this process."""
+        device, bfloat16 = self.world.device.type, self.config.train.dtype == "bfloat16"
+        with gradients_are_synchronised(self.wrapped, last):
+            # A weight is used once in a step: kept copies of it in bfloat16 would be of no use, and take 4 GB.
+            with torch.autocast(device, torch.bfloat16, enabled=bfloat16, cache_enabled=False):
+                loss, figures = self.wrapped(step, batch)
+            part = loss / self.micro_batches
+            part.backward()
+        self.monitor.details(figures)
+        return part.item()
 
-    def _write(self, row: dict[str, float]) -> None:
-        try:
-            with self.log_path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise cannot_write(self.log_path, error) from error
-
-    def _cut_log(self) -> None:
-        """Remove what a killed run had logged after its last save: the resumed run logs it again."""
-        try:
-            rows = self.log_path.read_text(errors="replace").splitlines(keepends=True)
-            kept = [row for row in rows if _step_of(row) <= self.step]
-            if len(kept) < len(rows):
-                with whole_file(self.log_path) as part:
-                    part.write_text("".join(kept))
-        except OSError as error:
-            raise cannot_write(self.log_path, error) from error
-
-    # --- exact resume ---
-
-    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for prefix, module in (("model", self.model), ("ema", self.ema)):
-            for name, tensor in module.state_dict().items():
-                yield f"{prefix}.{name}", tensor
-        for name, parameter in self.model.named_parameters():
-            for key, tensor in self.optimizer.state.get(parameter, {}).items():
-                yield f"optimizer.{key}.{name}", tensor
+    def _show(self, show: Show) -> None:
+        """Write samples of the averaged weights, in all processes at once, since each may hold a part of them."""
+        with self.averages[0].applied(), whole_weights(self.wrapped), torch.no_grad():
+            figures = show(self.folder, f"samples-{self.step:06d}")
+        self.monitor.figures(self.step, figures)
 
     def save(self) -> None:
-        """Write the state of the run: model, EMA, optimiser, step and settings."""
-        tensors = {name: tensor.contiguous() for name, tensor in self._tensors()}
-        metadata = {"step": str(self.step), "settings": json.dumps(self.identity)}
-        with whole_file(self.state_path) as part:
-            save_file(tensors, part, metadata)
-
-    def _resume(self) -> None:
-        self.step = check_state(self.folder, self.config.steps, self.identity)
-        try:
-            tensors = load_file(self.state_path)
-            for prefix, module in (("model.", self.model), ("ema.", self.ema)):
-                module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        except Exception as error:
-            raise _does_not_fit(self.state_path, error) from error
-        for name, parameter in self.model.named_parameters():
-            keys = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
-            if keys["step"] in tensors:
-                self.optimizer.state[parameter] = {key: tensors[saved] for key, saved in keys.items()}
-                for key in ("exp_avg", "exp_avg_sq"):  # the fused optimiser needs the strides of the parameter
-                    moment = torch.empty_like(parameter).copy_(tensors[keys[key]])
-                    self.optimizer.state[parameter][key] = moment.detach()
-        if self.rank == 0 and self.log_path.exists():
-            self._cut_log()
-        print(f"resumed at step {self.step}", flush=True)
+        """Write the state of the run: weights, averages, moments, step and settings."""
+        tensors = dict(state_tensors(self.averages, self.optimizer))
+        save_state(self.folder, self.step, self.identity, tensors, self.world, self.config.train.keep)
 
 
-def check_state(folder: Path, steps: int, identity: dict[str, Any]) -> int:
-    """The step at which the run in a folder continues, 0 where there is none.
-
-    Raises MicroCinemaError where a run of `steps` with the settings `identity` cannot continue it. The states of
-    release 0.1 do not contain their settings, which are not compared then.
-    """
-    path = folder / STATE
-    if not path.exists():
-        return 0
+@contextmanager
+def _closing(steps: Iterator[Any]) -> Iterator[None]:
+    """Close the batches at the end, whose workers would outlive an exception; an iterator may have nothing to close."""
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        step, before = int(metadata["step"]), json.loads(metadata.get("settings", "{}"))
-        changed = {
-            name: before[name] for name in before.keys() & identity.keys() if before[name] != _plain(identity[name])
-        }
-    except Exception as error:  # a damaged file raises errors of any type
-        raise _does_not_fit(path, error) from error
-    if changed:
-        old = ", ".join(f"{name} {json.dumps(changed[name])}" for name in sorted(changed))
-        new = ", ".join(json.dumps(identity[name]) for name in sorted(changed))
-        raise MicroCinemaError(
-            f"{path} is of a run with {old}, not {new}: go on with the same, or choose another folder with --out"
-        )
-    if step > steps:
-        raise MicroCinemaError(
-            f"{path} is at step {step} already: give steps of at least {step}, or choose another folder with --out"
-        )
-    return step
+        yield
+    finally:
+        getattr(steps, "close", lambda: None)()
 
 
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))  # converts tuples to lists
-
-
-def _does_not_fit(path: Path, error: Exception) -> MicroCinemaError:
-    problem = str(error).splitlines()[-1].strip() if str(error) else type(error).__name__
-    return MicroCinemaError(f"{path} does not fit this run ({problem}); delete the folder or choose another with --out")
-
-
-def _step_of(row: str) -> float:
-    """The step of a line of the log; infinity for an incomplete line of a killed run."""
+def _optimizer(objective: Objective, config: RunConfig) -> torch.optim.Optimizer:
+    """AdamW for the groups of the objective, fused; or torchao's, whose moments have 8 bits."""
+    c, groups = config.train, objective.parameter_groups()
+    options = {"lr": c.learning_rate, "betas": c.betas, "weight_decay": c.weight_decay}
+    if c.optimizer == "adamw":
+        return torch.optim.AdamW(groups, fused=True, **options)
     try:
-        return float(json.loads(row)["step"])
-    except (ValueError, TypeError, KeyError):
-        return math.inf
+        from torchao.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise MicroCinemaError("optimizer 'adamw8bit' needs torchao: pip install torchao, or give 'adamw'") from error
+    return AdamW8bit(groups, **options)

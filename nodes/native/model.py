@@ -160,7 +160,9 @@ class Model(comfy.model_base.BaseModel):
         if encoded is None:
             latents = self.process_latent_in(appearance.latents).to(device, self.compute_dtype)
             with torch.no_grad():
-                encoded = self.diffusion_model.encode_condition(latents, lambda_=appearance.lambda_)
+                encoded = self.diffusion_model.encode_condition(
+                    latents, lambda_=appearance.lambda_, motion=appearance.motion, overscan=appearance.overscan
+                )
             encoded.appearance = appearance  # keeps it alive, so that no other object gets its id
             self._encoded[id(appearance)] = encoded
         return encoded

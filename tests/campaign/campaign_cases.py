@@ -264,14 +264,15 @@ def toml(**changes: str) -> str:
 
 
 def _tomls(rng: random.Random) -> Iterator[Case]:
-    from microcinema_core.demo.recipes import DemoTrainingConfig
+    from microcinema_core.demo.recipes import DemoTable
+    from microcinema_core.training.config import TrainConfig
 
     def case(name: str, content: bytes, *more: str, says: str = "") -> Case:
         return Case("TOML", name, ["train", "run.toml", *more], {"run.toml": content}, good=False, says=says)
 
     never = {"nan", "inf", "-inf", "[[1]]", "{a = 1}", "2024-01-01", '["a", "b"]', "[-1, 2]", "-1"}
-    texts = ("task", "model", "autoencoder")
-    for name in DemoTrainingConfig.__dataclass_fields__:
+    texts = ("task", "model", "autoencoder", "device")
+    for name in (*DemoTable.__dataclass_fields__, *TrainConfig.__dataclass_fields__):
         for value in TOMLS:
             says = name if value in never and name not in texts else ""
             raw = toml(**{name: value}).encode("utf-8", "surrogateescape")

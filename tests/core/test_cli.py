@@ -62,7 +62,8 @@ def test_a_photograph_becomes_a_clip(clip):
 def test_the_clip_holds_its_settings(clip):
     assert video.read_metadata(clip)["comment"] == {
         "prompt": PROMPT, "model": "tiny-base", "frames": 5, "steps": 2, "cfg": 1.5, "lambda": 0.03, "gamma": -0.01,
-        "churn": 0.0, "seed": 7, "width": 96, "height": 96, "fps": 2.0, "interpolate": 1, "version": __version__,
+        "churn": 0.0, "motion": 1.0, "overscan": False, "seed": 7,
+        "width": 96, "height": 96, "fps": 2.0, "interpolate": 1, "version": __version__,
     }  # fmt: skip
 
 
@@ -304,16 +305,6 @@ def test_bad_input_of_the_other_commands(workplace, capsys, command, words):
     video.write_video("one.gif", torch.rand(1, 3, 48, 96), 2)
     video.write_video("odd.gif", torch.rand(3, 3, 50, 100), 2)
     assert_one_sentence(capsys, command.split(), words, workplace)
-
-
-@pytest.mark.parametrize("name", ["base", "interpolation"])
-@pytest.mark.parametrize("where", ["the file", "--set"])
-def test_a_model_of_the_paper_is_not_trained_yet(workplace, capsys, name, where):
-    in_file = name if where == "the file" else "demo-base"
-    Path("run.toml").write_text(f'task = "diffusion"\nmodel = "{in_file}"\nsteps = 3\n')
-    command = ["train", "run.toml", "--out", "run", *(["--set", f'model="{name}"'] if where == "--set" else [])]
-    words = [f"'{name}' learns from clips of real video", "no trainer yet", "demo-base or demo-interpolation"]
-    assert_one_sentence(capsys, command, words, workplace)
 
 
 @pytest.mark.parametrize("command", ["train run.toml", "evaluate"])

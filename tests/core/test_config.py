@@ -69,7 +69,11 @@ def test_a_change_is_checked_as_a_whole():
         TextConfig(heads=3)
 
 
-@pytest.mark.parametrize("config", [BASE, INTERPOLATION], ids=lambda config: config.name)
+# Its inner width depends on head_channels alone, so that its size must count in the bound.
+WIDE_INPUT = ModelConfig("wide", NetworkConfig(model_channels=32, head_channels=512, temporal_input=True))
+
+
+@pytest.mark.parametrize("config", [BASE, INTERPOLATION, WIDE_INPUT], ids=lambda config: config.name)
 def test_the_minimum_parameters_are_a_bound_that_means_something(config):
     assert_minimum_parameters_are_a_bound(config)
 
@@ -90,6 +94,13 @@ def test_a_header_of_release_0_1_is_read(config):
     assert data["network"].keys() > DEMO_FIELDS - {"flow_warp"}  # which came later
     read = ModelConfig.from_json(data)
     assert read == config and type(read) is ModelConfig and type(read.network) is NetworkConfig
+
+
+def test_a_header_without_the_temporal_input_layer_describes_a_network_without_it():
+    data = BASE.to_json()
+    del data["network"]["temporal_input"]
+    assert ModelConfig.from_json(data) == BASE
+    assert_refused(changed(BASE, "network.temporal_input", 1), "network.temporal_input cannot be 1: give true or false")
 
 
 def test_a_header_of_today_names_no_field_of_the_bundled_models():

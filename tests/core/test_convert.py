@@ -43,7 +43,7 @@ def test_every_tensor_is_accounted_for(source, made):
     before, after = load_file(source), load_file(path)
     assert sum(report.taken.values()) + sum(report.new.values()) == len(after)
     split = 2 * 4  # in each of two layers, q, k and v are stored as one weight and one bias
-    assert sum(report.taken.values()) - split + sum(report.left.values()) == len(before)
+    assert sum(report.taken.values()) - split + sum(map(len, report.left.values())) == len(before)
     assert report.taken["spatial layers"] == 686 and report.new["copies for AppearNet"] == 570
     assert {value.dtype for value in after.values()} == {torch.float16}
     assert read_config(path) == TINY
@@ -259,12 +259,6 @@ def test_other_things_that_are_no_checkpoint(source, tmp_path):
 def test_a_model_of_ours_is_refused_as_one(made, tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(made[0].read_bytes())
     assert_refused(tmp_path / "bad.safetensors", ["a model of MicroCinema already"])
-
-
-def test_a_warm_start_without_temporal_layers_is_refused(source, tmp_path):
-    with pytest.raises(MicroCinemaError, match="no temporal layers of ModelScope"):
-        initialise(source, tmp_path / "new.safetensors", TINY, source)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_ends_with_one_sentence(source, tmp_path, capsys):

@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from microcinema_core.errors import MicroCinemaError
 from microcinema_core.files import check_output, locked, part_name, whole_file
@@ -22,6 +24,28 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         raise KeyboardInterrupt
     assert target.read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_who_may_read_a_file_is_what_the_umask_says(tmp_path, umask):
+    """Also of a file that safetensors writes, which gives it to its owner alone, and of one that is replaced."""
+    before = os.umask(umask)
+    try:
+        for path in (tmp_path / "a.txt", tmp_path / "a.safetensors"):
+            for _ in range(2):
+                with whole_file(path) as part:
+                    save_file({"a": torch.zeros(3)}, part) if path.suffix != ".txt" else part.write_text("a")
+                assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+    finally:
+        os.umask(before)
+
+
+def test_a_folder_appears_whole_too(tmp_path):
+    with whole_file(tmp_path / "frames") as part:
+        part.mkdir()
+        (part / "1.png").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["frames", "1.png"]
 
 
 # --- what dead processes left half written ---

@@ -49,7 +49,7 @@ for path in sorted(Path(microcinema_core.__path__[0]).rglob("*.py")):
         import_module(".".join(["microcinema_core", *folders, *([] if name == "__init__" else [name])]))
 """
     found = imported(program)
-    assert {"microcinema_core.cli", "microcinema_core.training.launch", "microcinema_core.convert.initialise"} <= found
+    assert {"microcinema_core.cli", "microcinema_core.training.recipe", "microcinema_core.convert.initialise"} <= found
     assert not {name for name in found if name.startswith(("microcinema_core.demo", "comfy"))}
 
 

@@ -32,6 +32,7 @@ VARIANTS = {
     "scale-shift": replace(TINY, scale_shift_norm=True),
     "no text": replace(ENDS, context_dim=None),
     "like ModelScope": replace(TINY, temporal_conv_depth=4, temporal_attentions=2, temporal_positions=False),
+    "input layer": replace(TINY, temporal_input=True),  # 64 channels inside, 16 outside
 }
 
 
@@ -102,7 +103,7 @@ def test_spatial_keys_are_a_strict_subset_with_the_same_shapes(config):
 
 
 @pytest.mark.parametrize("frames", [1, 5, 8])
-@pytest.mark.parametrize("config", [TINY, ENDS, replace(TINY, scale_shift_norm=True)])
+@pytest.mark.parametrize("config", [TINY, ENDS, VARIANTS["scale-shift"], VARIANTS["input layer"]])
 def test_untrained_network_is_the_picture_network_to_the_bit(config, frames):
     spatial = randomised(SpatialUNet(config))
     net = build(config)
@@ -130,9 +131,9 @@ def test_text_once_per_clip_equals_text_once_per_frame():
 # Frames and clips
 
 
-@pytest.mark.parametrize("layers", ["temporal_convs", "temporal_transformers"])
+@pytest.mark.parametrize("layers", ["temporal_convs", "temporal_transformers", "temporal_input"])
 def test_frames_mix_through_the_temporal_layers_only(layers):
-    net = build(TINY)
+    net = build(VARIANTS["input layer"])
     randomised(net)
     x, timesteps, context, latents = inputs(1)
     changed = x.clone()
@@ -153,7 +154,7 @@ def test_frames_mix_through_the_temporal_layers_only(layers):
     assert frames_touched().all()
 
 
-@pytest.mark.parametrize("config", [TINY, ENDS, VARIANTS["like ModelScope"]])
+@pytest.mark.parametrize("config", [TINY, ENDS, VARIANTS["like ModelScope"], VARIANTS["input layer"]])
 def test_clips_of_a_batch_do_not_mix(config):
     net = randomised(build(config))
     x, timesteps, context, latents = inputs(2, config)

@@ -17,8 +17,9 @@ import pytest
 import torch
 from host import HOST, python_of
 from independent.transformers_text import tower
+from parity import clips, diffusers, filled, needs_diffusers, predict, relative_error
 from safetensors.torch import load_file, save_file
-from sd21 import SMALL, diffusers_autoencoder, diffusers_unet, drawn, ldm_file
+from sd21 import SMALL, diffusers_autoencoder, diffusers_unet, ldm_file
 
 from microcinema_core.checkpoint import load_model
 from microcinema_core.config import BASE, INTERPOLATION
@@ -27,12 +28,6 @@ from microcinema_core.diffusion import NoiseSchedule, to_denoised
 from microcinema_core.model.text import ClipTokens
 from microcinema_core.samplers import sample_euler
 
-try:
-    import diffusers
-except ImportError:
-    diffusers = None
-    warnings.warn("NO diffusers: parity with it is NOT TESTED. pip install --no-deps diffusers", stacklevel=1)
-needs_diffusers = pytest.mark.skipif(diffusers is None, reason="no diffusers: pip install --no-deps diffusers")
 needs_host = pytest.mark.skipif(HOST is None, reason="no ComfyUI: set COMFYUI_PATH")
 INDEPENDENT = Path(__file__).parents[1] / "helpers" / "independent"
 SIZES = {"small": SMALL, "full": BASE}
@@ -49,32 +44,6 @@ PROMPTS = [
 @pytest.fixture(scope="module", params=["small", pytest.param("full", marks=pytest.mark.slow)])
 def config(request):
     return SIZES[request.param]
-
-
-def filled(module):
-    """The module with `drawn` weights."""
-    module.load_state_dict(drawn({key: tuple(value.shape) for key, value in module.state_dict().items()}))
-    return module.eval().requires_grad_(False)
-
-
-def relative_error(actual, expected):
-    assert actual.shape == expected.shape and expected.std() > 0.01
-    return ((actual - expected).norm() / expected.norm()).item()
-
-
-def clips(config, count, frames, k=1):
-    """x, timesteps, context, condition."""
-    generator = torch.Generator().manual_seed(frames)
-    x = torch.randn(count * frames, 4, 16, 8, generator=generator)
-    context = torch.randn(count, 77, config.network.context_dim, generator=generator)
-    condition = torch.randn(count, k, 4, 16, 8, generator=generator)
-    return x, torch.tensor([999, 20, 500][:count]), context, condition
-
-
-@torch.no_grad()
-def predict(network, x, timesteps, context, condition, frames):
-    condition = network.encode_condition(condition)
-    return network(x, timesteps, context, condition=condition, num_video_frames=frames)
 
 
 # --- the picture network and the autoencoder ---
@@ -205,102 +174,6 @@ def test_tokens_and_text_states_are_open_clips(config, single_file, tmp_path):
 def test_clip_tokens_keep_the_end_mark_of_a_long_prompt():
     row = ClipTokens(BASE.text, HOST / "comfy" / "sd1_tokenizer")(["word " * 100])[0]
     assert row[0] == 49406 and row[-1] == 49407 and (row[1:-1] == row[1]).all()
-
-
-# --- ModelScope's temporal layers ---
-
-
-@pytest.fixture(scope="module")
-def modelscope(config, tmp_path_factory):
-    """diffusers' video network, as a folder, and its spatial layers as a folder of SD2.1's."""
-    folder = tmp_path_factory.mktemp("modelscope")
-    arguments = diffusers_unet(config)
-    spatial = diffusers.UNet2DConditionModel(**arguments).state_dict()
-    del arguments["use_linear_projection"]
-    video = diffusers.UNet3DConditionModel(**arguments | {"attention_head_dim": config.network.head_channels})
-    filled(video)
-    video.transformer_in.proj_out.weight.zero_()  # has no place in our network
-    video.transformer_in.proj_out.bias.zero_()
-    (folder / "sd").mkdir()
-    (folder / "sd" / "unet").mkdir()
-    state = video.state_dict()
-    spatial = {key: state[key].reshape(value.shape).clone() for key, value in spatial.items()}
-    save_file(spatial, folder / "sd" / "unet" / "diffusion_pytorch_model.safetensors")
-    video.save_pretrained(folder / "video" / "unet")
-    return folder, video
-
-
-@needs_diffusers
-def test_warm_start_is_diffusers_video_network(config, modelscope, tmp_path):
-    """All layers at once, in their order: with its spatial layers as well, the whole network is the same function."""
-    folder, video = modelscope
-    made = tmp_path / "warm.safetensors"
-    report = initialise(folder / "sd", made, config, folder / "video")
-    assert report.taken == {"spatial layers": 686, "temporal layers": 22 * 16 + 16 * 26}
-    assert sum(report.left.values()) == len(video.state_dict()) - report.taken["temporal layers"]
-    network = load_model(made).network
-    x, timesteps, context, condition = clips(config, 2, 5)
-    with torch.no_grad():
-        sample = x.unflatten(0, (2, 5)).transpose(1, 2)
-        expected = video(sample, timesteps, context).sample.transpose(1, 2).flatten(0, 1)
-    actual = predict(network, x, timesteps, context, condition, 5)
-    assert relative_error(actual, expected) < 1e-5
-    static = predict(network, x[:1].repeat(10, 1, 1, 1), timesteps, context, condition, 5)
-    assert relative_error(static, actual) > 0.1
-
-
-@needs_diffusers
-def test_warm_start_from_modelscopes_own_file(config, modelscope, tmp_path):
-    folder, video = modelscope
-    original = tmp_path / "text2video_pytorch_model.pth"
-    torch.save({"state_dict": modelscopes_names(video.state_dict())}, original)
-    initialise(folder / "sd", tmp_path / "a.safetensors", config, folder / "video")
-    initialise(folder / "sd", tmp_path / "b.safetensors", config, original)
-    first, second = load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "b.safetensors")
-    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-
-
-def modelscopes_names(state):
-    """diffusers' keys under the names of the file that ModelScope published (unet_sd.py, UNetSD)."""
-    renamed = {}
-    for key, value in state.items():
-        parts = key.split(".")
-        if parts[0] in ("down_blocks", "up_blocks"):
-            level, kind, i = int(parts[1]), parts[2], int(parts[3])
-            side = "input_blocks" if parts[0] == "down_blocks" else "output_blocks"
-            block = 3 * level + i + (side == "input_blocks")
-            slot = {"resnets": "0", "attentions": "1", "temp_attentions": "2", "temp_convs": "0.temopral_conv"}.get(
-                kind
-            )
-            if kind == "downsamplers":
-                place, parts = f"input_blocks.{3 * level + 3}.op", parts[5:]
-            elif kind == "upsamplers":
-                place, parts = f"output_blocks.{3 * level + 2}.{3 if level else 1}.conv", parts[5:]
-            else:
-                place, parts = f"{side}.{block}.{slot}", parts[4:]
-        elif parts[0] == "mid_block":
-            slots = {"resnets.0": "0", "temp_convs.0": "0.temopral_conv", "attentions.0": "1", "temp_attentions.0": "2",
-                     "resnets.1": "3", "temp_convs.1": "3.temopral_conv"}  # fmt: skip
-            kind, place, parts = parts[1], f"middle_block.{slots['.'.join(parts[1:3])]}", parts[3:]
-        else:
-            kind = parts[0]
-            embedding = {"linear_1": "time_embed.0", "linear_2": "time_embed.2"}.get(parts[1])
-            place = {
-                "conv_in": "input_blocks.0.0", "transformer_in": "input_blocks.0.1", "conv_norm_out": "out.0",
-                "conv_out": "out.2", "time_embedding": embedding,
-            }[kind]  # fmt: skip
-            parts = parts[1 + (kind == "time_embedding") :]
-        layers = {
-            "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-            "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
-        }  # fmt: skip
-        if kind == "resnets":
-            parts[0] = layers[parts[0]]
-        name = ".".join([place, *parts])
-        if kind.startswith("temp_att") and name.endswith(("proj_in.weight", "proj_out.weight")):
-            value = value[..., None]  # a Conv1d there
-        renamed[name] = value
-    return renamed
 
 
 # --- the sampler ---

@@ -276,3 +276,9 @@ def test_global_randomness_is_left_alone(base, between):
     base.animate(pictures(3, 32, 32), PROMPT, steps=1, churn=1.0)
     between.interpolate(pictures(2, 3, 32, 32), steps=1)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("motion", "overscan", "word"), [(0.5, False, "motion"), (1.0, True, "overscan")])
+def test_a_model_that_moves_no_pixels_is_steered_with_gamma(base, motion, overscan, word):
+    with pytest.raises(MicroCinemaError, match=f"has no {word}, which .* gamma"):
+        base.animate(pictures(3, 32, 32), PROMPT, motion=motion, overscan=overscan)

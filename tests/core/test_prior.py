@@ -9,7 +9,7 @@ from microcinema_core.config import BASE, INTERPOLATION
 from microcinema_core.diffusion import NoiseSchedule, to_denoised
 from microcinema_core.prior import frame_strengths, low_pass, prior_mean, shift, without_mean
 from microcinema_core.samplers import initial
-from microcinema_core.training.objective import Objective
+from microcinema_core.training.objective import DiffusionLoss
 
 LAMBDA, GAMMA = 0.03, 0.02
 
@@ -64,7 +64,7 @@ def test_between_two_pictures_the_mean_moves_from_one_to_the_other():
 @pytest.mark.parametrize("config", [BASE, INTERPOLATION])
 def test_noisy_latents_are_those_of_equation_15(config):
     latents, noise, timesteps = randn(3, 5, 4, 8, 8), randn(3, 5, 4, 8, 8, seed=1), torch.tensor([0, 500, 999])
-    noisy, target = Objective(replace(config, lambda_=0.3)).noisy(latents, timesteps, noise)
+    noisy, target = DiffusionLoss(replace(config, lambda_=0.3)).noisy(latents, timesteps, noise)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     for clip, t in enumerate(timesteps.tolist()):
         alpha_bar = torch.prod(1 - betas[: t + 1]).item()
@@ -83,7 +83,7 @@ def test_last_timestep_and_sampling_start_have_the_same_mean():
     the 0.23 % between σ_max and √(1+σ_max²); with γ = 0 it has the prior's share alone."""
     picture = randn(1, 1, 4, 8, 8)
     static, silence = picture.expand(-1, 9, -1, -1, -1), torch.zeros(1, 9, 4, 8, 8)
-    trained, _ = Objective(replace(BASE, lambda_=LAMBDA)).noisy(static, torch.tensor([999]), silence)
+    trained, _ = DiffusionLoss(replace(BASE, lambda_=LAMBDA)).noisy(static, torch.tensor([999]), silence)
     sigma_max = NoiseSchedule().sigmas_for(50)[0]
 
     def start(gamma):
@@ -98,8 +98,8 @@ def test_prior_share_of_training_is_the_one_sampling_starts_from():
     """With nothing of the clip left but its prior: the same clip with and without λ."""
     latents, silence = randn(1, 9, 4, 8, 8), torch.zeros(1, 9, 4, 8, 8)
     timesteps = torch.tensor([999])
-    shifted, _ = Objective(replace(BASE, lambda_=LAMBDA)).noisy(latents, timesteps, silence)
-    plain, _ = Objective(replace(BASE, lambda_=0.0)).noisy(latents, timesteps, silence)
+    shifted, _ = DiffusionLoss(replace(BASE, lambda_=LAMBDA)).noisy(latents, timesteps, silence)
+    plain, _ = DiffusionLoss(replace(BASE, lambda_=0.0)).noisy(latents, timesteps, silence)
     start = shift(silence, prior_mean(latents[:, [4]], 9, LAMBDA))
     assert torch.allclose(shifted - plain, start, rtol=0.003, atol=1e-6)
 
@@ -111,7 +111,7 @@ def test_prior_share_of_training_is_the_one_sampling_starts_from():
 def test_a_perfect_network_gives_the_clean_latents(parameterization):
     schedule, latents = NoiseSchedule(), randn(4, 5, 4, 8, 8)
     timesteps = torch.tensor([10, 300, 700, 999])
-    objective = Objective(replace(BASE, parameterization=parameterization))
+    objective = DiffusionLoss(replace(BASE, parameterization=parameterization))
     noisy, target = objective.noisy(latents, timesteps, randn(4, 5, 4, 8, 8, seed=1))
     for clip, t in enumerate(timesteps):
         sigma = schedule.sigmas[t].float()
@@ -123,7 +123,7 @@ def test_v_loss_is_the_eps_loss_divided_by_alpha_bar():
     """One network's output, read as v, and as the eps it stands for: eps = √(1−ᾱ)·z_t + √ᾱ·v."""
     schedule, latents, noise, v = NoiseSchedule(), *(randn(4, 5, 4, 8, 8, seed=i) for i in range(3))
     timesteps = torch.tensor([10, 300, 700, 999])
-    of_v, of_eps = (Objective(replace(BASE, parameterization=name)) for name in ("v", "eps"))
+    of_v, of_eps = (DiffusionLoss(replace(BASE, parameterization=name)) for name in ("v", "eps"))
     alpha_bar = schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1, 1).float()
     noisy, _ = of_v.noisy(latents, timesteps, noise)
     eps = (1 - alpha_bar).sqrt() * noisy + alpha_bar.sqrt() * v

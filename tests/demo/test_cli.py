@@ -55,6 +55,7 @@ def test_info(capsys):
         ("animate PHOTO --size 8x8", ["8x8", "from 32 on", "--size 32x32"]),
         ("animate PHOTO --model nobody", ["nobody", "demo-base", "demo-interpolation"]),
         ("animate PHOTO --model demo-interpolation", ["demo-interpolation", "microcinema interpolate", "demo-base"]),
+        ("animate PHOTO --frames 9 --motion -1", ["-1", "from 0 to 4"]),
         ("animate PHOTO --prompt xylophone", ["'xylophone'", "knows", "zooms"]),
         ("interpolate odd.gif --size 96x64 --model demo-base", ["demo-base", "demo-interpolation"]),
         ("info nobody", ["nobody", "demo-base", "demo-interpolation"]),

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from microcinema_core import images
+from microcinema_core.checkpoint import save_model
 from microcinema_core.demo import evaluate
 from microcinema_core.demo.captions import CAMERA_VERBS, camera_caption
 from microcinema_core.demo.scenes import SPEED_ZOOM, camera_move, draw_clip
 from microcinema_core.demo.shards import CLIPS_PER_SHARD
+from microcinema_core.errors import MicroCinemaError
 from microcinema_core.metrics.motion import camera_motion, camera_steps
 from microcinema_core.metrics.quality import MAX_PSNR, camera_consistency, iou
 
@@ -162,3 +164,9 @@ def test_a_frozen_model_fails_where_it_should():
 
 def test_evaluation_seeds_are_apart_from_training_seeds():
     assert evaluate.EVALUATION_SEEDS.start > 1000 * CLIPS_PER_SHARD
+
+
+def test_a_model_of_other_words_is_sent_to_videos(tiny_model, tmp_path):
+    save_model(tmp_path / "tiny.safetensors", tiny_model)
+    with pytest.raises(MicroCinemaError, match="'tiny-base' does not know .* drawn scenes: measure it .* --clips"):
+        evaluate.main(str(tmp_path / "tiny.safetensors"))

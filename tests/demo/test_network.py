@@ -160,7 +160,7 @@ def test_motion_is_as_large_as_the_noisy_clip_shows():
             clip = net.forward_warp(warp_inputs, text, times * shown)[0] if shown else 0
             noise = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(1)) + (LAMBDA + gamma) * static
             batch = batch_of(alpha * clip + sigma * noise, torch.tensor([timestep]), condition)
-            net._warp(batch, static, text, times)
+            net._warp(batch, static, text, times, None)
             return used[-1]
 
         assert amplitude(1.1, 0, 0) - amplitude(1.0, 0, 0) == pytest.approx(0.1, abs=0.02)

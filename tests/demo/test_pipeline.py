@@ -48,9 +48,9 @@ def test_the_centre_frame_is_the_picture_as_the_autoencoder_shows_it(base):
 def test_the_network_gets_the_strength_of_the_prior_without_gamma(base, monkeypatch):
     encode, strengths = base.network.encode_condition, []
 
-    def recorded(latents, *, lambda_=0.0):
+    def recorded(latents, *, lambda_=0.0, **settings):
         strengths.append(lambda_)
-        return encode(latents, lambda_=lambda_)
+        return encode(latents, lambda_=lambda_, **settings)
 
     monkeypatch.setattr(base.network, "encode_condition", recorded)
     base.animate(pictures(3, 32, 32), PROMPT, lambda_=0.3, gamma=0.2)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from demo_networks import VARIANTS, tiny_demo_base
 from safetensors.torch import load_file
+from short_runs import ALONE, full_disk, log_of, same_states, state_of, torchrun
 from short_runs import CONFIG as GENERIC
-from short_runs import full_disk, log_of, same_files
 from tiny import random_model
 
 from microcinema_core.checkpoint import LoadedModel, load_model, save_model
@@ -22,7 +22,7 @@ from microcinema_core.demo import recipes, shards, video
 from microcinema_core.demo.autoencoder import train_autoencoder
 from microcinema_core.demo.captions import COLOURS
 from microcinema_core.demo.config import DEMO_BASE, DEMO_INTERPOLATION
-from microcinema_core.demo.recipes import DemoTrainingConfig
+from microcinema_core.demo.recipes import DemoRunConfig, DemoTable
 from microcinema_core.demo.scenes import draw_clip
 from microcinema_core.demo.warp import ForwardWarp
 from microcinema_core.errors import MicroCinemaError
@@ -32,7 +32,8 @@ from microcinema_core.model import build
 from microcinema_core.model.autoencoder import Autoencoder
 
 ROOT = Path(__file__).parents[2]
-CONFIG = DemoTrainingConfig(**asdict(GENERIC), task="diffusion", shards=1, text_steps=2)
+TABLE = DemoTable(task="diffusion", model="demo-base", shards=1, text_steps=2)
+CONFIG = DemoRunConfig(replace(GENERIC.train, batch_size=2), TABLE)
 DEMO_SHAPE = DEMO_BASE.network.frames, DEMO_BASE.width, False  # of its shards
 
 
@@ -54,19 +55,17 @@ def runs(demo_config, demo_ends_config, autoencoder, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
 
     def run(name, at=lambda step: None, kind="centre"):
-        losses, steps = video.MotionObjective.losses, []
+        forward = video.DemoObjective.forward
 
-        def watched(objective, model, *arguments):
-            if not steps or model is steps[0]:  # the model that is trained, not its average
-                at(len(steps))
-                steps.append(model)
-            return losses(objective, model, *arguments)
+        def watched(objective, step, batch):
+            at(step)
+            return forward(objective, step, batch)
 
         model_config = demo_config if kind == "centre" else demo_ends_config
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(shards, "CLIPS_PER_SHARD", 20)
-            patch.setattr(video.MotionObjective, "losses", watched)
-            result = video.train_video(CONFIG, model_config, autoencoder, root / name, root / kind)
+            patch.setattr(video.DemoObjective, "forward", watched)
+            result = video.train_video(CONFIG, model_config, autoencoder, root / name, root / kind, ALONE)
         return root / name, result
 
     return run
@@ -81,7 +80,7 @@ def test_resumed_after_a_signal_it_is_the_run_that_was_never_stopped(runs, whole
     with pytest.raises(KeyboardInterrupt):
         runs("stopped", at=lambda step: step == 2 and os.kill(os.getpid(), signal.SIGTERM))
     folder, resumed = runs("stopped")
-    assert same_files(folder / "state.safetensors", whole[0] / "state.safetensors")
+    assert same_states(folder, whole[0])
     expected = whole[1].network.state_dict()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in resumed.network.state_dict().items())
 
@@ -94,18 +93,20 @@ def test_resumed_after_a_power_cut_it_is_the_run_that_was_never_cut(runs, whole)
     with pytest.raises(PowerCut):
         runs("cut", at)
     folder, _ = runs("cut")
-    assert same_files(folder / "state.safetensors", whole[0] / "state.safetensors")
+    assert same_states(folder, whole[0])
 
 
 def test_training_changes_every_part_of_the_model(whole):
-    state = load_file(whole[0] / "state.safetensors")
+    state = state_of(whole[0])
     moments = {key: tensor for key, tensor in state.items() if key.startswith("optimizer.exp_avg_sq.")}
     assert all(
-        f"optimizer.exp_avg_sq.{name}" in moments for name in ("network.out.2.weight", "network.condition_in.weight")
+        f"optimizer.exp_avg_sq.model.{name}" in moments
+        for name in ("network.out.2.weight", "network.condition_in.weight")
     )
     for part in ("network.temporal_convs", "network.temporal_transformers", "network.appearance_injections"):
         assert any(tensor.any() for key, tensor in moments.items() if f".{part}" in key), part
     assert not any(".text." in key for key in moments), "the text tower is frozen"
+    assert (whole[0] / "text.safetensors").exists()
 
 
 def test_log_has_noise_bands_and_the_swapped_caption(whole):
@@ -135,7 +136,7 @@ def test_motion_is_measured_in_every_pixel():
         def warp(self, condition, pixels, tokens, index):
             return found, torch.full((2, 3, 96, 96), 0.5)
 
-    objective, frame = video.MotionObjective(DEMO_BASE), torch.full((2, 3, 96, 96), 0.8)
+    objective, frame = video.MotionLoss(DEMO_BASE), torch.full((2, 3, 96, 96), 0.8)
     for flow, expected in ((found, 0.1), (torch.full_like(found, 2.0), 2.01**0.5)):  # never quite 0
         flow_error, pixel_error = objective.motion_losses(Pan(), None, None, flow, frame, None, 8)
         torch.testing.assert_close(flow_error, torch.full((2,), expected))
@@ -184,9 +185,11 @@ def test_a_warp_begins_with_the_velocities_of_the_colours():
 
 def test_autoencoder_run_ends_with_unit_variance_latents(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "CLIPS_PER_SHARD", 20)
-    config = replace(CONFIG, steps=2, crop=16, sample_every=2, kl_weight=1e-6, learning_rate=1e-5)
+    config = DemoRunConfig(
+        replace(CONFIG.train, steps=2, sample_every=2, learning_rate=1e-5), replace(TABLE, crop=16, kl_weight=1e-6)
+    )
     model_config = replace(DEMO_BASE, width=32, height=32)
-    model = train_autoencoder(config, model_config, tmp_path / "run", tmp_path / "scenes")
+    model = train_autoencoder(config, model_config, tmp_path / "run", tmp_path / "scenes", ALONE)
     frames = shards.load(sorted((tmp_path / "scenes").glob("*.safetensors")), "frames")[:-8, 0].float() / 255
     latents = model.encode(frames)
     assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(16), atol=1e-2)
@@ -218,46 +221,48 @@ def toml(tmp_path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("demo-*.toml")), ids=lambda path: path.stem)
 def test_the_repositorys_configurations_can_be_read(path):
-    assert DemoTrainingConfig.read(path, {"steps": "20", "autoencoder": '"x"'}).steps == 20
+    assert DemoRunConfig.read(path, {"steps": "20", "autoencoder": "x"}).train.steps == 20
 
 
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
         ({"colour": "1"}, "unknown setting colour"),
-        ({"kl_weight": "-1"}, "kl_weight cannot be -1: give a number from 0 to 1000"),
-        ({"text_drop": "1.5"}, "text_drop cannot be 1.5: give a number from 0 to 1 (a share), such as 0.1"),
-        ({"time_power": "[1.0, nan]"}, "time_power cannot be [1.0, nan]: give two numbers"),
-        ({"flow_bfloat16": "1"}, "flow_bfloat16 cannot be 1: give true or false"),
+        ({"kl_weight": "-1"}, "demo.kl_weight cannot be -1: give a number from 0 to 1000"),
+        ({"text_drop": "1.5"}, "demo.text_drop cannot be 1.5: give a number from 0 to 1 (a share), such as 0.1"),
+        ({"time_power": "[1.0, nan]"}, "demo.time_power cannot be [1.0, nan]: give two numbers"),
+        ({"flow_bfloat16": "1"}, "demo.flow_bfloat16 cannot be 1: give true or false"),
         ({"task": "2024-01-01"}, "give 'autoencoder' or 'diffusion'"),
-        ({"learning_rate": "-1"}, "learning_rate cannot be -1: give a number above 0 and up to 10, such as"),
-        ({"batch_size": "3", "processes": "2"}, "batch_size cannot be 3: give a multiple of processes (2)"),
+        ({"learning_rate": "-1"}, "train.learning_rate cannot be -1: give a number above 0 and up to 10, such as"),
+        ({"processes": "2"}, "there is no setting processes any more: start several with torchrun"),
     ],
 )
 def test_bad_settings_are_named(toml, setting, words):
     with pytest.raises(MicroCinemaError) as caught:
-        DemoTrainingConfig.read(toml, setting)
+        DemoRunConfig.read(toml, setting)
     assert words in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_run_without_a_task_is_refused(toml):
     toml.write_text(GOOD.replace('task = "diffusion"\n', ""))
-    with pytest.raises(MicroCinemaError, match="task is missing: give it a value"):
-        DemoTrainingConfig.read(toml)
+    with pytest.raises(MicroCinemaError, match="demo.task is missing: give it a value"):
+        DemoRunConfig.read(toml)
 
 
 def test_the_learning_rate_has_a_course_for_the_motion_and_one_for_the_rest():
-    config = replace(CONFIG, steps=100, flow_steps=30)
+    config = DemoRunConfig(replace(CONFIG.train, steps=100), replace(TABLE, flow_steps=30))
     assert [config.phase(step) for step in (0, 29, 30, 99)] == [(0, 30), (0, 30), (30, 100), (30, 100)]
 
 
 def test_a_run_is_the_same_wherever_its_autoencoder_lies():
-    config, elsewhere = replace(CONFIG, autoencoder="a"), replace(CONFIG, autoencoder="b")
-    assert config.identity() == elsewhere.identity()
-    assert config.identity() != replace(CONFIG, text_drop=0.2).identity()
+    config, elsewhere, other = (
+        DemoRunConfig(CONFIG.train, replace(TABLE, **change))
+        for change in ({"autoencoder": "a"}, {"autoencoder": "b"}, {"text_drop": 0.2})
+    )
+    assert config.identity() == elsewhere.identity() != other.identity()
 
 
 @pytest.mark.parametrize(
@@ -280,7 +285,7 @@ def test_runs_that_cannot_start_say_why(toml, tmp_path, setting, words):
 
 
 def test_motion_is_not_taught_to_a_model_without_a_warp():
-    config = replace(CONFIG, flow_steps=2)
+    config = DemoRunConfig(CONFIG.train, replace(TABLE, flow_steps=2))
     with pytest.raises(MicroCinemaError, match="flow_steps cannot be 2: 'tiny-base' has no forward warp, give 0"):
         config.check(tiny_demo_base())
     config.check(replace(DEMO_BASE, network=replace(VARIANTS["like the demo"], context_dim=128)))
@@ -292,28 +297,32 @@ def test_a_folder_that_cannot_be_made_is_named(toml, tmp_path, out):
         recipes.main(toml, tmp_path / out, AUTOENCODER)
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_folder_belongs_to_one_run(toml, tmp_path, processes):
-    settings = AUTOENCODER | {"batch_size": "2", "processes": processes}
+def test_a_folder_belongs_to_one_run(toml, tmp_path):
     with locked(tmp_path / "run"), pytest.raises(MicroCinemaError, match="another run .* works in .*--out"):
-        recipes.main(toml, tmp_path / "run", settings)
+        recipes.main(toml, tmp_path / "run", AUTOENCODER)
 
 
 def test_a_run_of_other_settings_is_refused_before_it_begins(toml, tmp_path, whole):
-    with pytest.raises(MicroCinemaError, match="is of a run with .*learning_rate 0.01.*, not .*--out"):
+    with pytest.raises(MicroCinemaError, match="holds a run with .*learning_rate 0.01.*, not .*--out"):
         recipes.main(toml, whole[0], AUTOENCODER)
 
 
-def test_what_ends_one_of_several_processes_is_reported_in_one_sentence(toml, tmp_path):
+def test_a_damaged_shard_is_named(toml, tmp_path):
     make_folder(tmp_path / "scenes")
     shards.shard_path(tmp_path / "scenes", 0, *DEMO_SHAPE).write_bytes(b"half")
-    settings = AUTOENCODER | {"batch_size": "2", "processes": "2", "shards": "1"}
     with pytest.raises(MicroCinemaError, match="is damaged .*: delete it"):
-        recipes.main(toml, tmp_path / "run", settings)
+        recipes.main(toml, tmp_path / "run", AUTOENCODER | {"shards": "1"})
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.lock"]
 
 
 # --- the command ---
+
+
+def started(command: list[str], processes: int) -> subprocess.Popen:
+    if processes > 1:
+        return torchrun(processes, *command)
+    command = [sys.executable, "-m", "microcinema_core", *command]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -328,24 +337,23 @@ def test_the_command_is_stopped_and_goes_on_to_a_model(tmp_path, monkeypatch, pr
     save_model(tmp_path / "autoencoder.safetensors", model)
     out = tmp_path / "run"
     settings = {"autoencoder": '"autoencoder.safetensors"', "steps": 20, "batch_size": 2, "shards": 1, "log_every": 1}
-    settings |= {"warmup": 5, "threads": 1, "workers": 1, "processes": processes, "flow_steps": 4}
-    settings |= {"text_steps": 20, "flow_shards": 1}
-    command = [sys.executable, "-m", "microcinema_core", "train", "configs/demo-base.toml", "--out", str(out)]
+    settings |= {"warmup": 5, "threads": 1, "workers": 1, "flow_steps": 4, "text_steps": 20, "flow_shards": 1}
+    command = ["train", "configs/demo-base.toml", "--out", str(out)]
     command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
 
-    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    running = started(command, processes)
     deadline = time.monotonic() + 120
     while not (out / "log.jsonl").exists() or len(log_of(out)) < 6:
         assert running.poll() is None and time.monotonic() < deadline, running.communicate()[0]
         time.sleep(0.05)
     running.send_signal(signal.SIGTERM)
     said = running.communicate(timeout=60)[0]
-    assert running.returncode == 130 and "run the same command to go on" in said, said
+    assert "run the same command to go on" in said and running.returncode == (130 if processes == 1 else 1), said
     assert not (out / "demo-base.safetensors").exists()
 
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert finished.returncode == 0, finished.stderr
-    assert "resumed at step" in finished.stdout
+    finished = started(command, processes)
+    said = finished.communicate(timeout=240)[0]
+    assert finished.returncode == 0 and "resumed at step" in said, said
     assert [row["step"] for row in log_of(out) if "loss" in row] == list(range(1, 21))
     assert log_of(out)[-1].keys() >= {"held_out", "held_out_swapped"}
     made = load_model(out / "demo-base.safetensors")

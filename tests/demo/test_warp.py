@@ -11,6 +11,7 @@ from demo_networks import PIXELS
 
 from microcinema_core.demo import warp as warping
 from microcinema_core.demo.config import DemoNetworkConfig
+from microcinema_core.demo.edges import show_uncovered
 from microcinema_core.demo.splat import splat
 from microcinema_core.demo.warp import MOTION_CHANNELS, REGIONS, WEIGHT_SCALE, ForwardWarp
 
@@ -205,6 +206,8 @@ def test_a_text_that_pans_gives_the_shifted_picture():
     for frame, expected in ((shown[0, 0], inputs[0][0, 0]), (shown[0, 1, ..., 4:], inputs[0][0, 0, ..., :-4])):
         torch.testing.assert_close(frame, expected, rtol=0, atol=0.05)
     warped, visibility = warp(inputs, text, torch.tensor([[0.0, 1.0]]))
+    uncovered = torch.tensor([[[1.0, 0, 0], [0, 1, 0]], [[1, 0, 4], [0, 1, 0]]])
+    shown = show_uncovered(shown, inputs[0][0], uncovered[None])
     torch.testing.assert_close(warped, warp.autoencoder.encode(shown[0]), rtol=0, atol=1e-4)
     assert visibility.shape == (2, 1, 5, 7) and visibility[1, 0, :, 0].max() < 0.1 < visibility[1, 0, :, 2:].min()
 

@@ -193,11 +193,11 @@ def latents(server: Server, made: dict, samples: list, **extra) -> Tensor:
     return load_file(path)["latent_tensor"]
 
 
-def sampled_by_core(server: Server, pipeline: Pipeline, frames: int, steps: int) -> Tensor:
+def sampled_by_core(server: Server, pipeline: Pipeline, frames: int, steps: int, **moves) -> Tensor:
     """The latents that the core gives for graph(), as the host would save them."""
     picture = images.load_picture(server.base / "input" / "example.png")
     context = pipeline.text.encode(["", "the camera zooms in"])
     condition = pipeline.encode(images.fit(picture, 96, 96)[None])[None]
-    settings = {"cfg": 2.0, "lambda_": 0.03, "gamma": 0.02, "seeds": [5]}
+    settings = {"cfg": 2.0, "lambda_": 0.03, "gamma": 0.02, "seeds": [5]} | moves
     found = pipeline.sample(condition, context, frames=frames, steps=steps, **settings)[0]
     return found / pipeline.config.autoencoder.scale

@@ -3,30 +3,20 @@
 `python host_script.py PACK LORA` in the host's folder prints one JSON object.
 """
 
-import importlib.util
 import json
-import sys
 
-PACK, LORA = sys.argv[1:]
-sys.argv = ["main.py", "--cpu"]
-sys.path.insert(0, "")
-import comfy.options  # noqa: E402
+from host_entry import ARGUMENTS  # the first: it enters the host
 
-comfy.options.enable_args_parsing()
-import comfy.sd  # noqa: E402
-import comfy.utils  # noqa: E402
-import torch  # noqa: E402
-from comfy.ldm.models.autoencoder import AutoencoderKL  # noqa: E402
+# isort: split
+import comfy.sd
+import comfy.utils
+import torch
+from comfy.ldm.models.autoencoder import AutoencoderKL
+from pack.microcinema_core.checkpoint import resolve
+from pack.microcinema_core.pipeline import Pipeline
+from pack.nodes import EulerSampler, Interpolate, Loader, PriorLatent, VideoCombine
 
-import nodes  # noqa: E402, F401
-
-spec = importlib.util.spec_from_file_location("pack", PACK + "/__init__.py", submodule_search_locations=[PACK])
-sys.modules["pack"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sys.modules["pack"])
-from pack.microcinema_core.checkpoint import resolve  # noqa: E402
-from pack.microcinema_core.pipeline import Pipeline  # noqa: E402
-from pack.nodes import EulerSampler, Interpolate, Loader, PriorLatent, VideoCombine  # noqa: E402
-
+LORA = ARGUMENTS[1]
 FRAMES = 3
 
 

@@ -38,7 +38,7 @@ def first_step(*_):
         raise KeyboardInterrupt
     yield stop
 
-cli._progress = first_step
+cli.progress_bar = first_step
 assert cli.main() == 130
 """
     photo = str(ROOT / "pictures" / "photo.jpg")

@@ -4,35 +4,24 @@
 sampler nodes gave to the network, with and without the prior.
 """
 
-import importlib.util
 import inspect
 import json
-import sys
-from pathlib import Path
 
-[PACK] = sys.argv[1:]
-sys.argv = ["main.py", "--cpu"]
-sys.path[:0] = ["", str(Path(__file__).parent)]
-import comfy.options  # noqa: E402
+import host_entry  # noqa: F401  # the first: it enters the host
 
-comfy.options.enable_args_parsing()
-import comfy.model_sampling  # noqa: E402
-import comfy.samplers  # noqa: E402
-import comfyui_version  # noqa: E402
-import torch  # noqa: E402
-from comfy_extras import nodes_context_windows as context_windows  # noqa: E402
-from comfy_extras import nodes_custom_sampler as custom  # noqa: E402
-from comfy_extras import nodes_model_advanced as sampling_nodes  # noqa: E402
-from tiny_families import FAMILIES, LinearVAE, build  # noqa: E402
+# isort: split
+import comfy.model_sampling
+import comfy.samplers
+import comfyui_version
+import torch
+from comfy_extras import nodes_context_windows as context_windows
+from comfy_extras import nodes_custom_sampler as custom
+from comfy_extras import nodes_model_advanced as sampling_nodes
+from pack.nodes.prior_any import PriorAnyModel
+from tiny_families import FAMILIES, LinearVAE, build
 
-import nodes  # noqa: E402
+import nodes
 
-spec = importlib.util.spec_from_file_location("pack", PACK + "/__init__.py", submodule_search_locations=[PACK])
-sys.modules["pack"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sys.modules["pack"])
-from pack.nodes.prior_any import PriorAnyModel  # noqa: E402
-
-torch.set_num_threads(1)
 FRAMES, SIDE, STRENGTH, STEPS, SEED = 3, 4, 0.05, 3, 7
 APPLY = comfy.patcher_extension.WrappersMP.APPLY_MODEL
 

@@ -4,31 +4,18 @@
 latent, the noise of the model's training N(μ, 1); so the expected prediction at every noise level has a closed form.
 """
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
-[PACK] = sys.argv[1:]
-sys.argv = ["main.py", "--cpu"]
-sys.path[:0] = ["", str(Path(__file__).parent)]
-import comfy.options  # noqa: E402
+import host_entry  # noqa: F401  # the first: it enters the host
 
-comfy.options.enable_args_parsing()
-import comfy.samplers  # noqa: E402
-import torch  # noqa: E402
-from comfy_extras import nodes_custom_sampler as custom  # noqa: E402
-from tiny_families import build  # noqa: E402
+# isort: split
+import comfy.samplers
+import torch
+from comfy_extras import nodes_custom_sampler as custom
+from pack.nodes.prior_any import PriorAnyModel
+from pack.nodes.prior_share import with_share
+from tiny_families import build
 
-import nodes  # noqa: E402, F401
-
-spec = importlib.util.spec_from_file_location("pack", PACK + "/__init__.py", submodule_search_locations=[PACK])
-sys.modules["pack"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sys.modules["pack"])
-from pack.nodes.prior_any import PriorAnyModel  # noqa: E402
-from pack.nodes.prior_share import with_share  # noqa: E402
-
-torch.set_num_threads(1)
 M, S, MU = 1.0, 0.5, 0.3
 STEPS, SIDE, FRAMES = 25, 32, 8
 CONVERGING = ("euler", "heun", "dpmpp_2m", "ddim", "uni_pc")

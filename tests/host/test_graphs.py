@@ -106,6 +106,14 @@ def test_the_nodes_give_what_the_core_gives(server):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)  # other versions of torch, which guidance enlarges
 
 
+def test_the_size_of_the_motion_and_overscan_are_the_cores(server):
+    core = Pipeline.from_file(resolve("demo-base"))
+    expected = sampled_by_core(server, core, frames=9, steps=3, motion=0.5, overscan=9)
+    found = latents(server, graph(prior__motion=0.5, prior__overscan=True), ["sampler", 0])
+    assert (found - expected).norm() < 1e-3 * expected.norm()
+    assert (found - sampled_by_core(server, core, frames=9, steps=3)).norm() > 0.05 * expected.norm()
+
+
 def node(kind: str, **inputs) -> dict:
     return {"class_type": kind, "inputs": inputs}
 
