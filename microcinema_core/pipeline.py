@@ -19,7 +19,7 @@ from .model.autoencoder import Autoencoder
 from .model.text import TextEncoder
 from .prior import prior_mean, shift
 from .samplers import initial, sample_euler
-from .windows import Progress, Windows, minimum_side, restore, warp_ends
+from .windows import Progress, Windows, minimum_side
 
 
 class Pipeline:
@@ -148,12 +148,11 @@ class Pipeline:
         frames (b, N − 2, 3, h, w) between their end frames."""
         count = self.config.network.frames
         latents = self.encode(ends.flatten(0, 1)).unflatten(0, (-1, 2))
-        encoded = self.network.encode_condition(latents.to(self.dtype))
-        warp_ends(self.network, encoded, ends.to(self.device, self.dtype), count)
+        encoded = self.network.encode_condition(latents.to(self.dtype), pixels=ends)
         sampled = self.sample(
             latents, None, frames=count, steps=steps, cfg=1.0, seeds=seeds, progress=progress, encoded=encoded
         )  # fmt: skip
-        return restore(self.network, encoded, ends, sampled, self.decode)
+        return self.network.pictures_between(encoded, sampled, self.decode)
 
     @torch.no_grad()
     def sample(

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import ModelConfig
-from .model import Condition, MicroCinemaUNet
 
 Progress = Callable[[int, int], None]  # steps done, steps in total
 # Windows (b, 2, 3, h, w), a seed for each, steps, progress → the frames (b, N − 2, 3, h, w) between their end frames.
@@ -20,35 +19,6 @@ Between = Callable[[Tensor, list[int], int, Progress | None], Tensor]
 AT_ONCE = 4  # windows in a batch
 PIXELS_AT_ONCE = 2**20  # of the frames of a batch: larger batches are not faster, and need more memory
 NAMED_CUTS = 5  # so many are named in a warning
-
-
-def warp_ends(network: MicroCinemaUNet, encoded: Condition, ends: Tensor, frames: int) -> None:
-    """Before the sampling of windows: give a network that moves the end frames' pixels those of the windows,
-    (b, 2, 3, h, w), which were encoded as `encoded`. Other networks predict latents only."""
-    if _moves_pixels(network):
-        network.warp_ends(encoded, ends, frames)  # pyright: ignore[reportCallIssue]  # see _moves_pixels
-
-
-def restore(
-    network: MicroCinemaUNet, encoded: Condition, ends: Tensor, sampled: Tensor, decode: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Sampled latents (b, N, C, h, w) of windows → the frames (b, N − 2, 3, h, w) between their end frames.
-
-    A network that moves the end frames' pixels adds the sampled residual to them. The latents of others are decoded by
-    `decode`, (n, C, h, w) → (n, 3, h, w), and get the end frames' error of reconstruction by the autoencoder.
-    """
-    count, device = sampled.shape[1], sampled.device
-    if _moves_pixels(network):
-        return network.add_residual(encoded, sampled)[:, 1:-1].float().cpu()  # pyright: ignore[reportCallIssue]
-    middle = decode(sampled[:, 1:-1].flatten(0, 1)).unflatten(0, (-1, count - 2))
-    residual = ends - decode(encoded.latents.flatten(0, 1)).unflatten(0, (-1, 2))
-    residual = network.interpolate_pictures(encoded, residual.to(device), count)[:, 1:-1].cpu()
-    return (middle + residual).clamp(0, 1)
-
-
-def _moves_pixels(network: MicroCinemaUNet) -> bool:
-    """Whether it is a network of demo/ with a flow warp, which this room must not import."""
-    return getattr(network.config, "flow_warp", None) is not None
 
 
 class Windows:

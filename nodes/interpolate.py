@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..microcinema_core.diffusion import NoiseSchedule
 from ..microcinema_core.errors import MicroCinemaError
-from ..microcinema_core.windows import Progress, Windows, restore, warp_ends
+from ..microcinema_core.windows import Progress, Windows
 from .display import show_text
 from .prior_patch import APPEARANCE, Appearance
 from .sampler import euler_edm
@@ -40,13 +40,12 @@ class Between:
         """As `windows.Between` of the core: end frames (b, 2, 3, h, w) in [0, 1] to frames (b, N − 2, 3, h, w)."""
         count = self.config.network.frames
         latents = self._encode(ends.flatten(0, 1)).unflatten(0, (-1, 2))
-        appearance = Appearance(latents, self.config.lambda_, self.config.gamma)
+        appearance = Appearance(latents, self.config.lambda_, self.config.gamma, pixels=ends)
         shape = (count, *latents.shape[2:])
         noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         self._load(noise.shape)
         host = self.model.model
         encoded = host.encode(appearance, self.model.load_device)  # the model keeps it for the sampling
-        warp_ends(host.diffusion_model, encoded, ends.to(self.model.load_device), count)
         self.guider.set_appearance(appearance)
         sampled = self.guider.sample(
             noise, torch.zeros_like(noise), comfy.samplers.KSAMPLER(euler_edm), NoiseSchedule().sigmas_for(steps),
@@ -61,7 +60,7 @@ class Between:
         self._load(noise.shape)
         with torch.no_grad():
             sampled = host.process_latent_in(sampled.to(self.model.load_device))
-            return restore(host.diffusion_model, encoded, ends, sampled, decode)
+            return host.diffusion_model.pictures_between(encoded, sampled, decode)
 
     def _load(self, shape) -> None:
         """Load the network with its patches to its device, from which the VAE may have displaced it."""

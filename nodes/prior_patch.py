@@ -22,13 +22,15 @@ APPEARANCE = "microcinema_appearance"  # the key of the Appearance in a conditio
 @dataclass(frozen=True, eq=False)
 class Appearance:
     """The pictures of a conditioning: their latents (clips, k, C, h, w), as the VAE encodes them, and the strengths of
-    the prior; where the model has them, the size of the motion, and the number of frames with overscan, else 0."""
+    the prior; where the model has them, the size of the motion, and the number of frames with overscan, else 0; for
+    Temporal Interpolate their pixels (clips, k, 3, H, W)."""
 
     latents: Tensor
     lambda_: float = 0.0
     gamma: float = 0.0
     motion: float = 1.0
     overscan: int = 0
+    pixels: Tensor | None = None
 
     @property
     def clips(self) -> int:

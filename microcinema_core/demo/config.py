@@ -30,8 +30,6 @@ RENAMED = {
     "forward_warp.looked_for.": "forward_warp.text_modulation.",
     "forward_warp.look_again.meant.": "forward_warp.refine.text_in.",
     "forward_warp.look_again.": "forward_warp.refine.",
-    "forward_warp.choice.": "forward_warp.match_scores.",
-    "forward_warp.read_matches.": "forward_warp.matches_in.",
 }
 
 
@@ -43,14 +41,14 @@ class DemoNetworkConfig(NetworkConfig):
     # deviation of the residual.
     residual_std: LatentSize | None = None
     motion_embedding: StrictBool = False  # adds τ·A(text) + τ²·B(text) to the time embedding, τ = signed frame offset
-    # With residual_std: the prediction is a forward warp of the condition, along paths that depend on the text. This is
-    # the configuration of the model's autoencoder, which converts between latents and the pixels that are warped; it
-    # has four or more pixels per latent cell in each direction.
+    # With residual_std and a text: the prediction is a forward warp of the centre frame, along paths that depend on the
+    # text. This is the configuration of the model's autoencoder, which converts between latents and the pixels that are
+    # warped; it has four or more pixels per latent cell in each direction.
     forward_warp: AutoencoderConfig | None = None
     # With residual_std, between end frames: the prediction is made by a flow network (flow.py), which moves the pixels
     # of both. This is the configuration of the model's autoencoder, which converts the result to latents.
     flow_warp: AutoencoderConfig | None = None
-    # With a forward warp and a text: the standard deviation of the motion's amplitude, relative to that of the text.
+    # With a forward warp: the standard deviation of the motion's amplitude, relative to that of the text.
     amplitude_std: LatentSize | None = None
 
     PARTS: ClassVar[dict[str, str]] = NetworkConfig.PARTS | {
@@ -58,7 +56,7 @@ class DemoNetworkConfig(NetworkConfig):
         "motion_quadratic": "motion embedding",
         "forward_warp": "forward warp",
         "flow_warp": "flow network",
-        "prediction_in": "forward warp",
+        "prediction_in": "prediction",
     }
 
     def __post_init__(self):
@@ -67,10 +65,15 @@ class DemoNetworkConfig(NetworkConfig):
             raise ValueError("motion_embedding cannot be true without text: give context_dim")
         if self.forward_warp and self.residual_std is None:
             raise ValueError("forward_warp needs residual_std")
-        if self.amplitude_std is not None and not (self.forward_warp and self.context_dim):
-            raise ValueError("amplitude_std needs forward_warp and a text")
-        if self.flow_warp and (self.residual_std is None or self.forward_warp or self.condition != "ends"):
-            raise ValueError('flow_warp needs residual_std and condition "ends", and no forward_warp')
+        if self.forward_warp and (self.condition != "centre" or self.context_dim is None):
+            raise ValueError(
+                'forward_warp needs condition "centre" and a text; interpolation models of releases before 0.2 cannot '
+                "be read, train them again with configs/demo-interpolation.toml"
+            )
+        if self.amplitude_std is not None and not self.forward_warp:
+            raise ValueError("amplitude_std needs forward_warp")
+        if self.flow_warp and (self.residual_std is None or self.condition != "ends"):
+            raise ValueError('flow_warp needs residual_std and condition "ends"')
         for name in ("forward_warp", "flow_warp"):
             if (autoencoder := getattr(self, name)) and autoencoder.latent_channels != self.latent_channels:
                 raise ValueError(f"{name}.latent_channels must be the network's own ({self.latent_channels})")
@@ -81,9 +84,8 @@ class DemoNetworkConfig(NetworkConfig):
         """Raise ValueError where the forward warp's autoencoder does not fit the network."""
         if autoencoder.factor < 4:
             raise ValueError("forward_warp cannot have fewer than 3 channel_multipliers: give 4 pixels a cell or more")
-        unit = 48 if self.context_dim is None else 24  # the channels inside the forward warp are multiples of it
-        if unit % self.norm_groups:
-            raise ValueError(f"norm_groups cannot be {self.norm_groups} with forward_warp: give a divisor of {unit}")
+        if 24 % self.norm_groups:  # the channels inside the forward warp are multiples of it
+            raise ValueError(f"norm_groups cannot be {self.norm_groups} with forward_warp: give a divisor of 24")
 
 
 @validated
@@ -109,8 +111,8 @@ class DemoModelConfig(ModelConfig):
 
     @property
     def moves_pixels(self) -> bool:
-        """With a forward warp that a text steers."""
-        return self.network.forward_warp is not None and self.network.context_dim is not None
+        """With a forward warp."""
+        return self.network.forward_warp is not None
 
     def from_file(self, tensors: dict[str, T]) -> dict[str, T]:
         """Rename the tensors of a file to the current names, and add those of the warp's autoencoder, which are the
@@ -154,15 +156,8 @@ DEMO_BASE = DemoModelConfig(
 DEMO_INTERPOLATION = replace(
     DEMO_BASE, name="demo-interpolation", text=None, fps=8.0,
     network=replace(
-        _NETWORK, model_channels=48, head_channels=24, channel_multipliers=(1, 1), attention_levels=(1,),
-        context_dim=None, frames=5, condition="ends", motion_embedding=False, amplitude_std=None,
+        _NETWORK, model_channels=24, head_channels=12, channel_multipliers=(1, 1), attention_levels=(1,),
+        context_dim=None, frames=5, condition="ends", motion_embedding=False, amplitude_std=None, forward_warp=None,
+        flow_warp=_AUTOENCODER,
     ),
 )  # fmt: skip
-# The interpolation model with a flow network. It takes the place of DEMO_INTERPOLATION, that of the bundled file,
-# together with a file of its own.
-FLOW_INTERPOLATION = replace(
-    DEMO_INTERPOLATION,
-    network=replace(
-        DEMO_INTERPOLATION.network, model_channels=24, head_channels=12, forward_warp=None, flow_warp=_AUTOENCODER
-    ),
-)

@@ -16,7 +16,7 @@ def network_class(config: NetworkConfig) -> type[MicroCinemaUNet]:
     """The paper's network, or the subclass of it for a configuration of the bundled models."""
     if type(config) is NetworkConfig:
         return MicroCinemaUNet
-    return demo_module("network").DemoUNet
+    return demo_module("network").network_class(config)
 
 
 def build(config: NetworkConfig, *, operations: Any = nn, dtype=None, device=None) -> MicroCinemaUNet:

@@ -9,11 +9,12 @@ Frames are folded into the batch, (clips · frames, C, h, w).
   keys are a strict subset of its own.
 
 `predict` consists of `embed_time`, `embed_input`, `run_layers` and `out`. A subclass extends the paper's network by
-overriding `predict` or `encode_condition` (see docs/architecture.md).
+overriding `predict`, `encode_condition` or `pictures_between` (see docs/architecture.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,12 +61,15 @@ class MicroCinemaUNet(SpatialUNet):
             width, inner = config.model_channels, config.temporal_input_width
             self.temporal_input = TemporalTransformer(width, TEMPORAL_INPUT_HEADS, *mixing, inner, **kw)
 
-    def encode_condition(self, latents: Tensor, *, lambda_: float = 0.0, **moves: float) -> Condition:
+    def encode_condition(
+        self, latents: Tensor, *, pixels: Tensor | None = None, lambda_: float = 0.0, **moves: float
+    ) -> Condition:
         """Run AppearNet on the condition: once per clip, for all steps and for both halves of a batch with guidance.
 
         latents: (clips, k, C, h, w), scaled and without noise, of the centre frame (k = 1) or of the first and the last
-        frame (k = 2), as the configuration says. For subclasses whose prediction depends on them: lambda_, λ of the
-        run, and moves, the settings of ModelConfig.moves_pixels. Raises MicroCinemaError for another k.
+        frame (k = 2), as the configuration says. pixels: (clips, k, 3, H, W), for `pictures_between`. For subclasses
+        whose prediction depends on them: lambda_, λ of the run, and moves, the settings of ModelConfig.moves_pixels.
+        Raises MicroCinemaError for another k.
         """
         clips, k = latents.shape[:2]
         expected = 1 if self.config.condition == "centre" else 2
@@ -81,7 +85,7 @@ class MicroCinemaUNet(SpatialUNet):
             gamma, beta = injection(feature).unflatten(0, (clips, k)).chunk(2, dim=2)
             modulations.append((1 + gamma, beta))
         planes = self.condition_in(pictures).unflatten(0, (clips, k))
-        return Condition(latents, planes, modulations, features[-1].unflatten(0, (clips, k)))
+        return Condition(latents, planes, modulations, features[-1].unflatten(0, (clips, k)), pixels)
 
     def forward(
         self,
@@ -143,7 +147,9 @@ class MicroCinemaUNet(SpatialUNet):
         """A spatial transformer, then its temporal transformer."""
         return self.temporal_transformers[layer.index](patches.transform(layer, h, context), state.offsets)
 
-    def interpolate_pictures(self, condition: Condition, pictures: Tensor, frames: int) -> Tensor:
-        """Pictures (clips, 2, 3, H, W) of the first and the last frame to (clips, frames, 3, H, W), here by a linear
-        blend."""
-        return over_frames(pictures, frames)
+    def pictures_between(self, condition: Condition, sampled: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
+        """Sampled latents (clips, t, C, h, w) to the pictures (clips, t − 2, 3, H, W) between the end frames: those of
+        `decode`, (n, C, h, w) → (n, 3, H, W), plus a blend of what the autoencoder lost of the end frames."""
+        made, ends = (decode(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in (sampled[:, 1:-1], condition.latents))
+        assert condition.pixels is not None
+        return (made + over_frames(condition.pixels - ends, sampled.shape[1])[:, 1:-1]).clamp(0, 1)

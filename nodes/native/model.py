@@ -161,8 +161,9 @@ class Model(comfy.model_base.BaseModel):
             latents = self.process_latent_in(appearance.latents).to(device, self.compute_dtype)
             with torch.no_grad():
                 encoded = self.diffusion_model.encode_condition(
-                    latents, lambda_=appearance.lambda_, motion=appearance.motion, overscan=appearance.overscan
-                )
+                    latents, pixels=appearance.pixels, lambda_=appearance.lambda_, motion=appearance.motion,
+                    overscan=appearance.overscan,
+                )  # fmt: skip
             encoded.appearance = appearance  # keeps it alive, so that no other object gets its id
             self._encoded[id(appearance)] = encoded
         return encoded
