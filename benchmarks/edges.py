@@ -2,20 +2,18 @@
 
 `python benchmarks/edges.py FOLDER` reads photographs (*.png, *.jpg) of FOLDER, cuts the middle out of each, moves the
 camera over it, and compares the part that was cut off: PSNR in dB, and its local contrast, the mean squared gradient,
-relative to that of the covered part of the same frames (and to the truth's in the same place). Means are over clips;
-contrasts are geometric means. `--pixels` measures continuations alone, without the model, in a minute; otherwise the
-bundled model makes each clip with each of them. `--sheets DIR` writes the first, second, last frames of the clips.
+relative to that of the covered part of the same frames. Means are over clips; contrasts are geometric means. `--pixels`
+measures continuations alone, without the model, in a minute; otherwise the bundled model makes each clip with each of
+them. `--sheets DIR` writes the first, second, last frames of the clips.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, geometric_mean
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -25,6 +23,7 @@ from microcinema_core import images
 from microcinema_core.checkpoint import resolve
 from microcinema_core.demo import edges, warp
 from microcinema_core.demo.captions import CAMERA_VERBS, SPEEDS, camera_caption
+from microcinema_core.demo.evaluate_photographs import uncovered_figures
 from microcinema_core.demo.scenes import REFERENCE_SIZE, camera_transforms
 from microcinema_core.pipeline import Pipeline
 
@@ -47,26 +46,6 @@ def padded(mode: str) -> Continuation:
 METHODS: dict[str, Continuation] = {
     "mirrored": padded("reflect"), "edge repeated": padded("replicate"), "continued": CONTINUE,
 }  # fmt: skip
-
-
-def measure(frames: Tensor, truth: Tensor, outside: Tensor) -> dict[str, float]:
-    """The figures of a clip (t, 3, h, w), with the pixels (t, h, w) that lie outside of the picture."""
-    wanted = outside & outside.roll(-1, -1) & outside.roll(-1, -2)
-    given = ~(outside | outside.roll(-1, -1) | outside.roll(-1, -2))
-    wanted[..., -1, :] = wanted[..., -1] = given[..., -1, :] = given[..., -1] = False
-    error = (frames - truth).square().mean(1)
-    contrast, true_contrast = _contrast(frames)[wanted].mean(), _contrast(truth)[wanted].mean()
-    return {
-        "PSNR": -10 * math.log10(error[outside].mean()), "covered PSNR": -10 * math.log10(error[~outside].mean()),
-        "contrast": math.log(contrast / _contrast(frames)[given].mean()),
-        "of the truth": math.log(contrast / true_contrast),
-        "truth": math.log(true_contrast / _contrast(truth)[given].mean()),
-    }  # fmt: skip
-
-
-def _contrast(frames: Tensor) -> Tensor:
-    right, down = frames.roll(-1, -1) - frames, frames.roll(-1, -2) - frames
-    return (right.square() + down.square()).mean(1)
 
 
 def jobs(folder: Path, size: int, moves: int) -> Iterator[tuple[str, Tensor, str, str]]:
@@ -148,7 +127,7 @@ def main() -> None:
                 views, clips = without_model(photograph, motion, speed, size)
             truth, outside = resampled(photograph, views, size)
             for method, clip in clips.items():
-                records.setdefault(method, []).append(measure(clip, truth, outside))
+                records.setdefault(method, []).append(uncovered_figures(clip, truth, outside))
             if options.sheets:
                 options.sheets.mkdir(parents=True, exist_ok=True)
                 rows = [torch.cat(list(clip[[0, 2, 6, 8]]), dim=-1) for clip in (truth, *clips.values())]
@@ -157,14 +136,9 @@ def main() -> None:
                 )
         print(f"\n{size}x{size}, {len(records['continued'])} clips", flush=True)
         for method, rows in records.items():
-            means = {key: fmean(row[key] for row in rows) for key in rows[0]}
-            ratios = {key: f"{np.exp(means[key]):.2f}" for key in ("contrast", "truth", "of the truth")}
-            print(
-                f"  {method:<14} {means['PSNR']:6.2f} dB, contrast {ratios['contrast']} of the covered part's "
-                f"(the truth's: {ratios['truth']}), {ratios['of the truth']} of the truth's, "
-                f"covered part {means['covered PSNR']:.2f} dB",
-                flush=True,
-            )
+            decibels = fmean(row["psnr"] for row in rows)
+            contrast, truth = (geometric_mean(row[key] for row in rows) for key in ("contrast", "truth"))
+            print(f"  {method:<14} {decibels:6.2f} dB, contrast {contrast:.2f} (the truth's: {truth:.2f})", flush=True)
 
 
 if __name__ == "__main__":

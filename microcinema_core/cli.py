@@ -100,7 +100,9 @@ def animate(arguments: argparse.Namespace) -> None:
     options = {"fps": fps * INSERTED**passes, "metadata": {"comment": notes}}
     if between:
         with progress_bar("interpolate") as progress:
-            longer = between.interpolated(frames, len(frames), passes=passes, seed=arguments.seed, progress=progress)
+            longer = between.interpolated(
+                frames, len(frames), passes=passes, seed=arguments.seed, progress=progress, warn=_warn
+            )
             frames = list(longer) if arguments.sheet else longer  # only a sheet needs all frames in memory
             count = video.write_video(arguments.output, frames, **options)
     else:
@@ -137,8 +139,9 @@ def interpolate(arguments: argparse.Namespace) -> None:
     notes |= {"steps": steps, "fps": fps, "version": __version__}
     with progress_bar("interpolate") as progress:
         frames = between.interpolated(
-            opened.frames, opened.count, passes=arguments.passes, steps=steps, seed=arguments.seed, progress=progress
-        )
+            opened.frames, opened.count, passes=arguments.passes, steps=steps, seed=arguments.seed, progress=progress,
+            warn=_warn,
+        )  # fmt: skip
         count = video.write_video(arguments.output, frames, fps, {"comment": notes}, audio=sound)
     _report(arguments.output, count, opened.size, fps, started)
 
@@ -346,6 +349,10 @@ def _check_words(prompt: str, pipeline: Pipeline) -> None:
     message = f"the model '{pipeline.config.name}' does not know {names}: it knows {', '.join(pipeline.vocabulary)}"
     if all(pipeline.unknown_words(word) for word in prompt.split()):
         raise MicroCinemaError(message)
+    _warn(message)
+
+
+def _warn(message: str) -> None:
     print("microcinema: warning:", message, file=sys.stderr)
 
 

@@ -8,9 +8,8 @@ machine and arguments.
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,13 +21,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .. import images
 from ..errors import MicroCinemaError
-from ..metrics.motion import Motion, camera_motion, lever, thing_masks, thing_motion
+from ..metrics.motion import Motion, camera_motion, thing_masks, thing_motion
 from ..metrics.quality import background_consistency, camera_consistency, colour_drift, iou, psnr, ssim
-from .captions import CAMERA_VERBS, SPEEDS, all_words, camera_caption
+from .captions import SPEEDS, all_words
+from .evaluate_photographs import measure_photographs, measure_uncovered
+from .measuring import minimum_magnitude, progress, round_trip, run, true_magnitude
+from .moved_photographs import Photographs, draw_scene
 from .report import floors, machine, rounded, table, write_sheets
-from .scenes import REFERENCE_SIZE, SPEED_PIXELS, SPEED_ROLL, SPEED_ZOOM, Clip, camera_move, draw_clip
+from .scenes import Clip, draw_clip
 
 if TYPE_CHECKING:
     from ..pipeline import Pipeline
@@ -40,6 +41,7 @@ GAMMAS = (-0.03, -0.01, 0.0, 0.02, 0.04)
 GAMMA_SCENES = 16
 INTERPOLATION_RATE = 1 / 4  # of one pass: the first and the last of five frames are neighbours of the base model's clip
 INTERPOLATION_FRAMES = 5
+MOVED_SIDE = 160  # of scenes of moved photographs, in pixels
 
 
 def main(
@@ -105,10 +107,15 @@ def evaluate(
         report["scenes"] = {"count": len(clips), "not measurable, left out": left_out, "first seed": seed_base}
         report |= measure_scenes(pipeline, clips, sheets)
         report["photographs"] = measure_photographs(pipeline, photographs, scenes, sheets)
+        report["uncovered part of photographs"] = measure_uncovered(pipeline, photographs, scenes, sheets)
         report["gamma"] = measure_gamma(pipeline, [scene for scene in clips if scene.clip.motion != "still"])
     if interpolation:
         report["interpolation model"] = _settings(interpolation)
-        report["interpolation"] = measure_interpolation(interpolation, seed_base, max(1, scenes // 2), sheets)
+        count = max(1, scenes // 2)
+        drawn = drawn_clips(seed_base, interpolation)
+        report["interpolation"] = measure_interpolation(interpolation, drawn, count, sheets)
+        moved = moved_clips(photographs, seed_base)
+        report["interpolation of moved photographs"] = measure_interpolation(interpolation, moved, count, sheets)
     report["floors"] = floors(report)
     report["passed"] = all(floor["passed"] for floor in report["floors"])
     report["seconds"] = round(time.monotonic() - started, 1)
@@ -157,27 +164,10 @@ def measure_motion(frames: Tensor, clip: Clip, background: Tensor | None) -> tup
     return thing_motion(masks, minimum), masks
 
 
-def true_magnitude(motion: str, speed: str, size: int) -> float:
-    """The magnitude, as in metrics.motion.Motion, of a motion in scenes of size × size pixels."""
-    if motion == "still":
-        return 0.0
-    if motion in ("in", "out"):
-        return lever(size, size) * math.log(SPEED_ZOOM[speed])
-    if motion in ("clockwise", "counterclockwise"):
-        return lever(size, size) * math.radians(SPEED_ROLL[speed])
-    return SPEED_PIXELS[speed] * size / REFERENCE_SIZE
-
-
-def minimum_magnitude(kind: str, size: int) -> float:
-    """Half the magnitude of the slowest motion of a kind of scene; below it the motion counts as "still"."""
-    motions = CAMERA_VERBS if kind == "camera" else ("left",)
-    return min(true_magnitude(motion, speed, size) for motion in motions for speed in SPEEDS) / 2
-
-
 def measure_scenes(pipeline: Pipeline, scenes: list[Scene], sheets: Path | None) -> dict:
     """Animate all scenes. Returns the sections of the report about them, and writes images into the folder `sheets`."""
     records, rows = [], []
-    for scene in _progress(scenes, "scenes"):
+    for scene in progress(scenes, "scenes"):
         frames = animate(pipeline, scene)
         records.append(measure_scene(pipeline, scene, frames))
         if len(rows) < 24:
@@ -194,15 +184,6 @@ def animate(pipeline: Pipeline, scene: Scene, **settings) -> Tensor:
     count, _, height, width = clip.frames.shape
     picture = clip.frames[count // 2]
     return run(pipeline, picture, clip.caption, seed=scene.seed, frames=count, width=width, height=height, **settings)
-
-
-def run(pipeline: Pipeline, picture: Tensor, prompt: str, **settings) -> Tensor:
-    """Pipeline.animate with the settings of the model's header, except those given: a clip in float32 on the CPU."""
-    config = pipeline.config
-    defaults: dict[str, Any] = {
-        "steps": config.steps, "cfg": config.cfg, "lambda_": config.lambda_, "gamma": config.gamma, "churn": 0.0,
-    }  # fmt: skip
-    return pipeline.animate(picture, prompt, **(defaults | settings)).float().cpu()
 
 
 def measure_scene(pipeline: Pipeline, scene: Scene, frames: Tensor) -> dict:
@@ -247,13 +228,6 @@ def consistency(frames: Tensor, clip: Clip) -> float:
 
 
 @torch.no_grad()
-def round_trip(pipeline: Pipeline, pictures: Tensor) -> Tensor:
-    """Encode and decode pictures (n, 3, h, w): the best reconstruction that is possible for the model."""
-    autoencoder = pipeline.autoencoder
-    pictures = pictures.to(next(autoencoder.parameters()).device)
-    return autoencoder.decode(autoencoder.encode(pictures)).clamp(0, 1).float().cpu()
-
-
 def summarise_scenes(records: list[dict]) -> dict:
     """The sections of the report about the scenes, from the figures of every clip."""
 
@@ -301,44 +275,6 @@ def summarise_scenes(records: list[dict]) -> dict:
     }  # fmt: skip
 
 
-# --- photographs ---
-
-
-def measure_photographs(pipeline: Pipeline, folder: Path, maximum: int, sheets: Path | None) -> dict:
-    """Measure camera moves over at most `maximum` photographs, where the true frames lie within the photograph.
-
-    Raises MicroCinemaError for a folder without photographs.
-    """
-    frames, size = pipeline.config.network.frames, pipeline.config.width
-    pictures = {path.stem: images.fit(images.load_picture(path), size, size) for path in sorted(folder.glob("*.jpg"))}
-    if not pictures:
-        raise MicroCinemaError(f"there are no photographs (*.jpg) in {folder}: install the package anew")
-    scores, rows, right = {"psnr": [], "ceiling": [], "frozen": []}, [], []
-    jobs = islice(_photograph_jobs(list(pictures)), maximum)
-    for index, (name, motion, speed) in enumerate(_progress(list(jobs), "photographs")):
-        picture = pictures[name]
-        truth, visible = camera_move(picture, motion, speed, frames=frames)
-        caption = camera_caption(motion, speed)
-        clip = run(pipeline, picture, caption, seed=index, frames=frames, width=size, height=size)
-        scores["psnr"].append(psnr(clip, truth, visible))
-        scores["ceiling"].append(psnr(round_trip(pipeline, truth), truth, visible))
-        scores["frozen"].append(psnr(picture.expand_as(truth), truth, visible))
-        right.append(camera_motion(clip, minimum_magnitude("camera", size)).name == motion)
-        rows.append((f"{name}: {caption}   ({scores['psnr'][-1]:.1f} dB)", [truth, clip]))
-    if sheets:
-        write_sheets(rows[:24], sheets, "photographs")
-    means = {key: fmean(values) for key, values in scores.items()}
-    return {"pictures": len(pictures), "clips": len(right), **means, "motions right": fmean(right)}
-
-
-def _photograph_jobs(names: list[str]) -> Iterator[tuple[str, str, str]]:
-    """Every photograph with every motion once, at alternating speeds. The first items are of different photographs."""
-    motions = list(CAMERA_VERBS)
-    for turn in range(len(motions)):
-        for index, name in enumerate(names):
-            yield name, motions[(index + turn) % len(motions)], SPEEDS[(index + 2 * turn) % len(SPEEDS)]
-
-
 # --- the amplitude of the motion by γ ---
 
 
@@ -346,7 +282,7 @@ def measure_gamma(pipeline: Pipeline, moving: list[Scene]) -> dict:
     """The mean magnitude of the motion for every γ, in pixels per frame, of the same scenes with the same noise."""
     moving = moving[:GAMMA_SCENES]
     motion = {}
-    for gamma in _progress(GAMMAS, "gamma"):
+    for gamma in progress(GAMMAS, "gamma"):
         magnitudes = []
         for scene in moving:
             background = scene.clip.background
@@ -360,31 +296,41 @@ def measure_gamma(pipeline: Pipeline, moving: list[Scene]) -> dict:
 # --- interpolation ---
 
 
-def measure_interpolation(pipeline: Pipeline, seed_base: int, count: int, sheets: Path | None) -> dict:
-    """The PSNR of the interpolated frames of `count` moving scenes, and that of a linear blend of both end frames."""
-    scores, rows = {"psnr": [], "blend": [], "ceiling": []}, []
-    seed = seed_base
-    bar = _progress(range(count), "interpolation")
-    for _ in bar:
-        while (clip := _interpolation_clip(seed, pipeline.config.width)).motion == "still":
-            seed += 1
-        truth, inner = clip.frames, slice(1, -1)
-        interpolated = pipeline.interpolate(truth[[0, -1]], passes=1, steps=pipeline.config.steps, seed=seed)
-        interpolated = interpolated.float().cpu()
+def measure_interpolation(
+    pipeline: Pipeline, clips: Iterator[tuple[str, Tensor]], count: int, sheets: Path | None
+) -> dict:
+    """The PSNR of the frames that are made between the ends of `count` of these titled clips, and that of a blend of
+    both ends."""
+    scores, rows = {"psnr": [], "blend": [], "worst gain": []}, []
+    for seed, (title, truth) in enumerate(progress(list(islice(clips, count)), "interpolation")):
+        made = pipeline.interpolate(truth[[0, -1]], passes=1, steps=pipeline.config.steps, seed=seed).float().cpu()
         blend = torch.lerp(truth[:1], truth[-1:], torch.linspace(0, 1, len(truth))[:, None, None, None])
-        scores["psnr"].append(psnr(interpolated[inner], truth[inner]))
-        scores["blend"].append(psnr(blend[inner], truth[inner]))
-        scores["ceiling"].append(psnr(round_trip(pipeline, truth)[inner], truth[inner]))
-        rows.append((f"{seed}: {clip.caption}   (truth, model, blend)", [truth, interpolated, blend]))
-        seed += 1
+        scores["psnr"].append(psnr(made[1:-1], truth[1:-1]))
+        scores["blend"].append(psnr(blend[1:-1], truth[1:-1]))
+        scores["worst gain"].append(scores["psnr"][-1] - scores["blend"][-1])
+        rows.append((f"{title}   (truth, model, blend)", [truth, made, blend]))
     if sheets:
-        write_sheets(rows[:18], sheets, "interpolation")
-    means = {key: fmean(values) for key, values in scores.items()}
-    return {"clips": count, **means, "gain": means["psnr"] - means["blend"]}
+        write_sheets(rows[:18], sheets, f"interpolation-{rows[0][0].split()[0]}")
+    return {
+        "clips": len(rows), "psnr": fmean(scores["psnr"]), "blend": fmean(scores["blend"]),
+        "gain": fmean(scores["worst gain"]), "worst gain": min(scores["worst gain"]),
+    }  # fmt: skip
 
 
-def _interpolation_clip(seed: int, size: int) -> Clip:
-    return draw_clip(seed, frames=INTERPOLATION_FRAMES, size=size, rate=INTERPOLATION_RATE)
+def drawn_clips(seed: int, pipeline: Pipeline) -> Iterator[tuple[str, Tensor]]:
+    """Drawn scenes that move, from `seed` on, as one pass of interpolation has them."""
+    for number in itertools.count(seed):
+        clip = draw_clip(number, frames=INTERPOLATION_FRAMES, size=pipeline.config.width, rate=INTERPOLATION_RATE)
+        if clip.motion != "still":
+            yield f"drawn {number}: {clip.caption}", clip.frames
+
+
+def moved_clips(folder: Path, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Scenes of moved photographs from `seed` on, whose photographs are not those of the training."""
+    photographs = Photographs([folder], held_out=None, min_side=1)
+    times = [index / (INTERPOLATION_FRAMES - 1) for index in range(INTERPOLATION_FRAMES)]
+    for number in itertools.count(seed):
+        yield f"moved {number}", draw_scene(photographs, number, times, MOVED_SIDE)[0]
 
 
 # --- helpers ---
@@ -396,9 +342,3 @@ def _settings(pipeline: Pipeline) -> dict:
         "name": config.name, "frames": config.network.frames, "size": f"{config.width}x{config.height}",
         "steps": config.steps, "cfg": config.cfg, "lambda": config.lambda_, "gamma": config.gamma,
     }  # fmt: skip
-
-
-def _progress(items, label: str):
-    from tqdm import tqdm
-
-    return tqdm(items, desc=label, file=sys.stderr, unit="clip")

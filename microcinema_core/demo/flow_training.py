@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from ..images import contact_sheet
 from ..metrics.quality import psnr
+from ..training.data.order import sample_seed
+from ..training.distributed import Processes
+from ..training.trainer import Figures, Objective
 from .flow import CHANNELS, Estimate, FlowNetwork, blend, warp_pair
 from .flow_data import MovedScenes
 
+if TYPE_CHECKING:
+    from .recipes import DemoRunConfig
+
 SPEEDS = (0, 2, 8, 20, 1000)  # pixels between the end frames: the log has the flow's error for each of these bands
+CROP, FINE_CROP = 192, 128  # sides in pixels, of coarse steps and of the others
 COARSE_LEVELS = 3  # of the first steps, which train no level finer than 1/4 of the resolution
 FLOW_WEIGHT = 0.02  # of the end-point error in pixels, at each level, relative to the error of colours from 0 to 1
 LATE_FLOW_WEIGHT = 0.004  # the same in late steps, when what the frame shows counts more than the flow behind it
@@ -75,35 +84,55 @@ def errors_by_speed(predicted: Tensor, velocity: Tensor) -> dict[str, float]:
     return {name: values.mean().item() for name, values in bands.items() if len(values)}
 
 
-class FlowTraining:
-    """The loss of a step and the validation, for Trainer.run."""
+@dataclass
+class FlowBatch:
+    """Frames (b, 3, 3, H, W), the first, that of `time` and the last, and the velocity (b, 2, H, W) of the one between.
+    `coarse` and `flow_weight` as in `losses`."""
 
-    def __init__(
-        self, network: FlowNetwork, scenes: MovedScenes, held_out: MovedScenes | None, *, batch_size: int, crop: int,
-        fine_crop: int, coarse_steps: int, late_steps: int,
-    ):  # fmt: skip
-        self.network, self.scenes, self.held_out, self.batch_size = network, scenes, held_out, batch_size
-        self.crop, self.fine_crop, self.coarse_steps, self.late_steps = crop, fine_crop, coarse_steps, late_steps
+    time: float
+    frames: Tensor
+    velocity: Tensor
+    coarse: bool
+    flow_weight: float
 
-    def loss(self, step: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a step, and figures for the log.
 
-        The first `coarse_steps`, and every second step after them, train only the coarse levels, which are cheap, on
-        crops large enough for large motion. The others train all of them on smaller ones: what is fine is local. From
-        step `late_steps` on, the flow itself has less weight.
-        """
-        coarse = step < self.coarse_steps or step % 2 == 0
-        time, frames, velocity = self.scenes.sample(generator, self.batch_size, self.crop if coarse else self.fine_crop)
-        weight = LATE_FLOW_WEIGHT if step >= self.late_steps else FLOW_WEIGHT
-        return losses(self.network, frames, velocity, time, coarse=coarse, flow_weight=weight)
+class FlowObjective(Objective):
+    """The losses of a flow network."""
 
-    def show(self, ema: FlowNetwork, path: Path) -> dict[str, float]:
-        """Validate the EMA network on the held-out scenes, and write some of its frames to an image file."""
-        if self.held_out is None:
-            return {}
-        figures, sheet = validate(ema, self.held_out, limit=96)
-        contact_sheet(sheet, path)
-        return figures
+    skips_parameters = True
+
+    def __init__(self, network: FlowNetwork):
+        super().__init__()
+        self.network = network
+
+    def forward(self, step: int, batch: FlowBatch) -> tuple[Tensor, Figures]:
+        """The loss of a batch, and figures for the log."""
+        return losses(
+            self.network, batch.frames, batch.velocity, batch.time, coarse=batch.coarse, flow_weight=batch.flow_weight
+        )
+
+
+class FlowBatches:
+    """The batches of one process, callable as Trainer's `batches`. They depend on the seed and the step alone.
+
+    The first `coarse_steps`, and every second step after them, train only the coarse levels, which are cheap, on crops
+    large enough for large motion. The others train all of them on smaller ones: what is fine is local. From step
+    `late_steps` on, the flow itself has less weight.
+    """
+
+    def __init__(self, config: DemoRunConfig, scenes: MovedScenes, world: Processes):
+        self.config, self.scenes, self.world = config, scenes, world
+
+    def __call__(self, first: int) -> Iterator[list[FlowBatch]]:
+        """Yield the batch of each step from `first` on."""
+        c, table = self.config.train, self.config.demo
+        for step in itertools.count(first):
+            generator = torch.Generator().manual_seed(sample_seed(c.seed, step, 0))
+            coarse = step < table.coarse_steps or step % 2 == 0
+            time, *maps = self.scenes.sample(generator, c.batch_size, CROP if coarse else FINE_CROP)
+            frames, velocity = (values.tensor_split(self.world.count)[self.world.rank] for values in maps)
+            weight = LATE_FLOW_WEIGHT if step >= table.late_steps else FLOW_WEIGHT
+            yield [FlowBatch(time, frames, velocity, coarse, weight)]
 
 
 @torch.no_grad()

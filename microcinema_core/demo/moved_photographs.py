@@ -51,9 +51,9 @@ HELD_OUT = 8  # one picture in so many is kept for validation
 
 
 class Photographs:
-    """The photographs and the things cut out in folders, without those held out, or only those."""
+    """The photographs and the things cut out in folders: those for training, those held out, or all (None)."""
 
-    def __init__(self, folders: Sequence[Path] = FOLDERS, *, held_out: bool = False):
+    def __init__(self, folders: Sequence[Path], *, held_out: bool | None = False, min_side: int = MIN_SIDE):
         """Raises MicroCinemaError where the folders have fewer than two photographs."""
         files = sorted(
             (path.relative_to(folder).as_posix(), path)
@@ -61,19 +61,19 @@ class Photographs:
             for path in folder.rglob("*")
             if path.suffix.lower() in SUFFIXES
         )
-        files = [file for file in _largest(files) if _is_held_out(file[0]) == held_out]
+        files = [file for file in _largest(files) if held_out in (None, _is_held_out(file[0]))]
         self.photographs, self.cut_outs = [], []
         for name, path in files:
             with Image.open(path) as picture:
                 side, transparent = min(picture.size), "A" in picture.getbands() or "transparency" in picture.info
             if transparent and CUT_OUT_SIDES[0] <= side < CUT_OUT_SIDES[1]:
                 self.cut_outs.append((name, path))
-            elif side >= MIN_SIDE:
+            elif side >= min_side:
                 self.photographs.append((name, path))
         if len(self.photographs) < 2:
             where = ", ".join(str(folder) for folder in folders)
             raise MicroCinemaError(
-                f"there are too few photographs of {MIN_SIDE} pixels or more in {where}: name a folder with "
+                f"there are too few photographs of {min_side} pixels or more in {where}: name a folder with "
                 f"photographs, or install some with 'apt install {PACKAGES}'"
             )
 
@@ -90,7 +90,7 @@ class Photographs:
             pyramid = _photograph(_choice(generator, self.photographs)[1])
             most = min(pyramid[0].size) / CANVAS
             factor = min(scale or most ** (_uniform(generator) ** 0.7), most)
-            level = min(int(math.log2(factor)), len(pyramid) - 1)
+            level = min(int(math.log2(max(factor, 1))), len(pyramid) - 1)
             picture, side = pyramid[level], CANVAS * factor / 2**level
             left, top = (_uniform(generator, 0, length - side) for length in picture.size)
             box = (left, top, left + side, top + side)

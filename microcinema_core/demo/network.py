@@ -221,6 +221,7 @@ class WarpUNet(DemoUNet):
         reach = MAX_DEVIATIONS * std
         return warp(inputs, text, times * (1 + amplitude.clamp(-reach, reach)).view(-1, 1, 1), zoom)
 
+
 def prediction_layer(config: DemoNetworkConfig, *, operations: Any, **kw) -> nn.Module:
     """The layer that reads a Prediction."""
     return operations.Conv2d(config.latent_channels + 1, config.model_channels, 1, bias=False, **kw)

@@ -17,26 +17,29 @@ from ..training.distributed import Processes, processes
 from ..training.states import check_state
 from ..validated import Fits, Range, shown, validated
 from .config import DEMO_BASE, DEMO_INTERPOLATION, DemoModelConfig
+from .moved_photographs import FOLDERS, Photographs
 
 RUNS = Path("runs")
 MODELS = {config.name: config for config in (DEMO_BASE, DEMO_INTERPOLATION)}
 Shards = Annotated[int, Range(1, 10_000, "shards", 4)]
+FromZero = Annotated[int, Range(0, MAX_STEPS, "steps", 0)]
 
 
 @validated
 class DemoTable:
     """[demo]: a bundled model or, with `task` "autoencoder", the autoencoder that both models use."""
 
-    task: Literal["autoencoder", "diffusion"]
+    task: Literal["autoencoder", "diffusion", "interpolation"]
     model: str  # the name of the configuration that is trained
-    shards: Shards = 4  # of drawn scenes, with 250 clips each
+    shards: Shards = 4  # of drawn scenes, with 250 clips each, or of moved photographs, with 200
     # task autoencoder
     kl_weight: Annotated[float, Range(0, 1000, such_as=1e-4)] = 1e-4
     crop: Annotated[int, Range(1, 8192, "pixels", 64)] = 64  # side of the training crops
-    # task diffusion
+    # tasks diffusion and interpolation
     autoencoder: str = ""  # the model file with the autoencoder
+    # task diffusion
     text_steps: Steps = 600  # of the text tower, which is trained before the other parts
-    flow_steps: Annotated[int, Range(0, MAX_STEPS, "steps", 0)] = 0  # the first steps train only the forward warp
+    flow_steps: FromZero = 0  # the first steps train only the forward warp
     flow_shards: Shards = 4  # of drawn scenes for these steps, in addition to `shards`
     flow_bfloat16: StrictBool = False  # these steps in bfloat16, which is fast on processors that support it
     text_drop: Annotated[float, Range(0, 1, "a share", 0.1)] = 0.1  # the share of clips that are trained without text
@@ -47,6 +50,17 @@ class DemoTable:
         tuple[Annotated[float, Range(0, 100)], Annotated[float, Range(0, 100)]],
         Fits("two numbers from 0 to 100, such as [1.0, 1.0]"),
     ] = (1.0, 1.0)
+    # task interpolation; `train.steps` and what belongs to them are those of the flow network
+    pictures: tuple[str, ...] = ()  # folders with photographs; those of Debian's packages by default
+    coarse_steps: FromZero = 500  # the first steps train the levels up to 1/4 of the resolution
+    late_steps: FromZero = 6000  # from here on the flow has less weight
+    residual_clips: Annotated[int, Range(8, 10**6, "clips", 1500)] = 1500
+    residual_steps: Steps = 1500
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders with photographs."""
+        return tuple(map(Path, self.pictures)) or tuple(folder for folder in FOLDERS if folder.is_dir())
 
 
 @validated
@@ -61,9 +75,10 @@ class DemoRunConfig(RunConfig):
         return (0, flow_steps) if step < flow_steps else (flow_steps, self.train.steps)
 
     def identity(self) -> dict[str, Any]:
-        """As RunConfig's, without the path of the autoencoder."""
+        """As RunConfig's, without paths."""
         values = super().identity()
-        values["demo"] = {name: value for name, value in values["demo"].items() if name != "autoencoder"}
+        paths = {"autoencoder", "pictures"}
+        values["demo"] = {name: value for name, value in values["demo"].items() if name not in paths}
         return values
 
     def check(self, model: DemoModelConfig) -> None:
@@ -75,8 +90,12 @@ class DemoRunConfig(RunConfig):
                 raise MicroCinemaError(
                     f"crop cannot be {c.crop}: give a multiple of {factor} pixels up to {side}, such as {near}"
                 )
-        elif c.flow_steps and not model.network.forward_warp:
-            raise MicroCinemaError(f"flow_steps cannot be {c.flow_steps}: '{model.name}' has no forward warp, give 0")
+            return
+        kind = "interpolation" if model.network.flow_warp else "diffusion"
+        if c.task != kind:
+            raise MicroCinemaError(f"task cannot be '{c.task}' for the model '{model.name}': give '{kind}'")
+        if c.task == "interpolation":
+            Photographs(c.folders)
 
 
 def main(config_path: Path, out: Path | None = None, overrides: dict[str, str] | None = None) -> Path:
@@ -90,10 +109,12 @@ def main(config_path: Path, out: Path | None = None, overrides: dict[str, str] |
         raise MicroCinemaError(f"unknown model '{shown(name)}': known are {', '.join(MODELS)}")
     config.check(MODELS[name])
     folder = out or RUNS / Path(config_path).stem
-    if config.demo.task == "diffusion":
+    if config.demo.task != "autoencoder":
         autoencoder_file(config, folder)
     make_folder(folder)
-    check_state(folder, config.train.steps, config.identity())
+    check_state(
+        folder / "flow" if config.demo.task == "interpolation" else folder, config.train.steps, config.identity()
+    )
     with processes(config.train, folder) as world:
         run(config, folder, world)
     return _result(config, folder)
@@ -102,6 +123,7 @@ def main(config_path: Path, out: Path | None = None, overrides: dict[str, str] |
 def run(config: DemoRunConfig, folder: Path, world: Processes) -> None:
     """Run the training in one process of it; the first process writes the model file."""
     from .autoencoder import train_autoencoder
+    from .interpolation import train_interpolation
     from .video import train_video
 
     model_config, scenes = MODELS[config.demo.model], folder.parent / "scenes"
@@ -110,7 +132,10 @@ def run(config: DemoRunConfig, folder: Path, world: Processes) -> None:
         model = LoadedModel(model_config, None, autoencoder, None)
     else:
         autoencoder = load_autoencoder(autoencoder_file(config, folder))
-        model = train_video(config, model_config, autoencoder, folder, scenes, world)
+        train, pool = train_video, scenes
+        if config.demo.task == "interpolation":
+            train, pool = train_interpolation, folder.parent / "moved"
+        model = train(config, model_config, autoencoder, folder, pool, world)
     if world.first:
         result = _result(config, folder)
         save_model(result, model, torch.float32 if config.demo.task == "autoencoder" else torch.float16)

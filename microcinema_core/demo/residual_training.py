@@ -7,20 +7,25 @@ the map that has the smallest error is zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
 from ..checkpoint import LoadedModel
 from ..pipeline import Pipeline
-from ..training.objective import Objective
+from ..training.config import RunConfig
+from ..training.data.order import sample_seed
+from ..training.distributed import Processes
+from ..training.objective import DiffusionLoss
+from ..training.trainer import Figures, Objective
 from .config import DemoModelConfig
+from .flow_unet import FlowUNet
 from .flow_warp import WarpedFrames
 from .moved_photographs import Photographs, draw_scene
-from .network import DemoUNet
 
 RIDGE = 1e-3  # of the least squares, relative to the mean variance of the residual latents
 BATCH = 8  # clips that are encoded or sampled at a time
@@ -42,6 +47,14 @@ class WarpedClips:
         warped = WarpedFrames(*(values[rows] for values in vars(self.warped).values()))
         return WarpedClips(self.pixels[rows], self.latents[rows], warped)
 
+    def backwards(self) -> WarpedClips:
+        """The clips backwards in time."""
+        warped = replace(
+            self.warped, pixels=self.warped.pixels.flip(1), latents=self.warped.latents.flip(1),
+            disagreement=self.warped.disagreement.flip(1),
+        )  # fmt: skip
+        return WarpedClips(self.pixels.flip(1), self.latents.flip(1), warped)
+
     @property
     def residual_std(self) -> float:
         """The standard deviation of the residual latents between the end frames."""
@@ -49,7 +62,7 @@ class WarpedClips:
 
 
 @torch.no_grad()
-def draw_clips(network: DemoUNet, photographs: Photographs, seeds: Sequence[int], side: int) -> WarpedClips:
+def draw_clips(network: FlowUNet, photographs: Photographs, seeds: Sequence[int], side: int) -> WarpedClips:
     """Draw clips of the network's length and warp their end frames. Clips that the flow warp takes for a cut are left
     out."""
     frames = network.config.frames
@@ -65,30 +78,54 @@ def draw_clips(network: DemoUNet, photographs: Photographs, seeds: Sequence[int]
     return WarpedClips(pixels, latents, WarpedFrames(*warped))
 
 
-class ResidualTraining:
-    """The loss of a step of the paper's objective around the warped frames, for Trainer.run."""
+@dataclass
+class ResidualBatch:
+    """Clips, with timesteps (b,) and noise (b, t, C, h, w) in latents."""
 
-    def __init__(self, config: DemoModelConfig, network: DemoUNet, clips: WarpedClips, batch_size: int):
-        self.objective, self.network, self.clips, self.batch_size = Objective(config), network, clips, batch_size
-        self.lambda_ = config.lambda_
+    clips: WarpedClips
+    timesteps: Tensor
+    noise: Tensor
 
-    def loss(self, step: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-        """The mean squared error of the network's output for random clips, backwards in time half of the time."""
-        clips = self.clips.rows(torch.randint(len(self.clips), (self.batch_size,), generator=generator))
-        if torch.rand((), generator=generator) < 0.5:
-            warped = clips.warped
-            clips = WarpedClips(
-                clips.pixels.flip(1), clips.latents.flip(1),
-                replace(warped, latents=warped.latents.flip(1), disagreement=warped.disagreement.flip(1)),
-            )  # fmt: skip
-        timesteps = (torch.rand(len(clips), generator=generator).sqrt() * 1000).long().clamp(max=999)
-        noise = torch.randn(clips.latents.shape, generator=generator)
-        noisy, target = self.objective.noisy(clips.latents, timesteps, noise)
-        condition = self.network.encode_condition(self.objective.condition(clips.latents), lambda_=self.lambda_)
-        condition.warped = clips.warped
+
+class ResidualObjective(Objective):
+    """The paper's objective around the warped frames."""
+
+    def __init__(self, config: DemoModelConfig, network: FlowUNet):
+        super().__init__()
+        self.losses, self.lambda_ = DiffusionLoss(config), config.lambda_
+        self.network = network
+
+    def forward(self, step: int, batch: ResidualBatch) -> tuple[Tensor, Figures]:
+        """The mean squared error of the network's output."""
+        noisy, target = self.losses.noisy(batch.clips.latents, batch.timesteps, batch.noise)
+        condition = self.network.encode_condition(self.losses.condition(batch.clips.latents), lambda_=self.lambda_)
+        condition.warped = batch.clips.warped
         x = noisy.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        out = self.network(x, timesteps, condition=condition, num_video_frames=noisy.shape[1])
+        out = self.network(x, batch.timesteps, condition=condition, num_video_frames=noisy.shape[1])
         return (out.unflatten(0, noisy.shape[:2]) - target).square().mean(), {}
+
+
+class ResidualBatches:
+    """The batches of one process, callable as Trainer's `batches`: random clips, backwards in time in half of the
+    steps. They depend on the seed and the step alone."""
+
+    def __init__(self, config: RunConfig, clips: WarpedClips, world: Processes):
+        self.config, self.clips, self.world = config, clips, world
+
+    def __call__(self, first: int) -> Iterator[list[ResidualBatch]]:
+        """Yield the batch of each step from `first` on."""
+        c = self.config.train
+        for step in itertools.count(first):
+            generator = torch.Generator().manual_seed(sample_seed(c.seed, step, 0))
+            rows = torch.randint(len(self.clips), (c.batch_size,), generator=generator)
+            backwards = bool(torch.rand((), generator=generator) < 0.5)
+            timesteps = (torch.rand(c.batch_size, generator=generator).sqrt() * 1000).long().clamp(max=999)
+            noise = torch.randn(c.batch_size, *self.clips.latents.shape[1:], generator=generator)
+            rows, timesteps, noise = (
+                values.tensor_split(self.world.count)[self.world.rank] for values in (rows, timesteps, noise)
+            )
+            clips = self.clips.rows(rows)
+            yield [ResidualBatch(clips.backwards() if backwards else clips, timesteps, noise)]
 
 
 @torch.no_grad()
@@ -96,7 +133,7 @@ def fit_residual_out(model: LoadedModel, clips: WarpedClips) -> tuple[float, flo
     """Fit the map from sampled residual latents to pixels, in place, on the first three quarters of the clips. Returns
     the mean squared error of the frames of the other clips without and with the residual."""
     network = model.network
-    assert isinstance(network, DemoUNet)
+    assert isinstance(network, FlowUNet)
     parts = [
         _sampled_residuals(model, network, clips.rows(slice(start, start + BATCH)), start)
         for start in range(0, len(clips), BATCH)
@@ -111,7 +148,7 @@ def fit_residual_out(model: LoadedModel, clips: WarpedClips) -> tuple[float, flo
     return before, after
 
 
-def _sampled_residuals(model: LoadedModel, network: DemoUNet, clips: WarpedClips, seed: int) -> tuple[Tensor, Tensor]:
+def _sampled_residuals(model: LoadedModel, network: FlowUNet, clips: WarpedClips, seed: int) -> tuple[Tensor, Tensor]:
     """The residual latents (n, C, h, w) that the model samples for the frames between the end frames, and what these
     lack of their true pixels, (n, 3, H, W)."""
     ends = clips.latents[:, [0, -1]]

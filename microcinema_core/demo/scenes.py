@@ -87,16 +87,19 @@ def camera_transforms(motion: str, speed: str, offsets: Sequence[float], size: i
 
 
 def camera_move(
-    picture: torch.Tensor, motion: str, speed: str, *, frames: int = 9
+    picture: torch.Tensor, motion: str, speed: str, *, frames: int = 9, canvas: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Move a camera over `picture` (3, h, w).
+    """Move a camera over `picture` (3, h, w), or over a larger `canvas` (3, H, W) with the picture in its middle.
 
     Returns the clip (t, 3, h, w), whose centre frame is the picture, and a boolean mask (t, h, w) of the pixels that
     lie within the picture. The picture turns counterclockwise when the camera rolls clockwise.
     """
     height, width = picture.shape[-2:]
     offsets = list(range(-(frames // 2), frames - frames // 2))
-    clip, inside = _resample(picture, camera_transforms(motion, speed, offsets, min(height, width)), height, width)
+    maps = camera_transforms(motion, speed, offsets, min(height, width))
+    clip, inside = _resample(picture, maps, height, width)
+    if canvas is not None:
+        clip, _ = _resample(canvas, maps, height, width)
     clip[frames // 2] = picture
     return clip, inside
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import islice
 from types import SimpleNamespace
 
 import pytest
@@ -9,13 +10,13 @@ import torch
 
 from microcinema_core import images
 from microcinema_core.checkpoint import save_model
-from microcinema_core.demo import evaluate
+from microcinema_core.demo import evaluate, evaluate_photographs, measuring
 from microcinema_core.demo.captions import CAMERA_VERBS, camera_caption
 from microcinema_core.demo.scenes import SPEED_ZOOM, camera_move, draw_clip
 from microcinema_core.demo.shards import CLIPS_PER_SHARD
 from microcinema_core.errors import MicroCinemaError
 from microcinema_core.metrics.motion import camera_motion, camera_steps
-from microcinema_core.metrics.quality import MAX_PSNR, camera_consistency, iou
+from microcinema_core.metrics.quality import MAX_PSNR, camera_consistency, iou, psnr
 
 SIZE = 64
 SEEDS = range(evaluate.EVALUATION_SEEDS.start, evaluate.EVALUATION_SEEDS.start + 24)
@@ -43,14 +44,14 @@ def moves(clip, frames):
 def test_the_camera_is_followed_on_a_photograph(photograph, motion):
     for speed in ("slowly", "quickly"):
         clip, _ = camera_move(photograph, motion, speed, frames=3)
-        measured = camera_motion(clip, evaluate.minimum_magnitude("camera", SIZE))
+        measured = camera_motion(clip, measuring.minimum_magnitude("camera", SIZE))
         assert measured.name == motion
-        assert measured.magnitude == pytest.approx(evaluate.true_magnitude(motion, speed, SIZE), abs=0.1)
+        assert measured.magnitude == pytest.approx(measuring.true_magnitude(motion, speed, SIZE), abs=0.1)
 
 
 def test_a_reversed_camera_move_is_the_opposite_and_a_frozen_one_has_no_motion(photograph):
     clip, _ = camera_move(photograph, "in", "", frames=5)
-    minimum = evaluate.minimum_magnitude("camera", SIZE)
+    minimum = measuring.minimum_magnitude("camera", SIZE)
     assert camera_motion(clip.flip(0), minimum).name == "out"
     assert camera_motion(clip[2:3].expand(5, -1, -1, -1), minimum).name == "still"
 
@@ -122,6 +123,8 @@ class Perfect:
         self.autoencoder.encode = self.autoencoder.decode = lambda x: x
         scenes, _ = evaluate.measurable_scenes(SEEDS.start, count, 5, SIZE)
         self.scenes = {scene.seed: scene.clip.frames for scene in scenes}
+        drawn, moved = evaluate.drawn_clips(SEEDS.start, self), evaluate.moved_clips(evaluate.PHOTOGRAPHS, SEEDS.start)
+        self.between = [clip for clips in (drawn, moved) for _, clip in islice(clips, count)]
         self.sentences = {camera_caption(m, s): (m, s) for m in CAMERA_VERBS for s in ("slowly", "", "quickly")}
 
     def animate(self, picture, prompt, *, seed, frames, **settings):
@@ -129,8 +132,8 @@ class Perfect:
             return self.scenes[seed]
         return camera_move(picture, *self.sentences[prompt], frames=frames)[0]
 
-    def interpolate(self, frames, *, seed, **settings):
-        return draw_clip(seed, frames=5, size=SIZE, rate=1 / 4).frames
+    def interpolate(self, frames, **settings):
+        return next(clip for clip in self.between if torch.equal(clip[[0, -1]], frames))
 
 
 class Frozen(Perfect):
@@ -147,7 +150,7 @@ def test_a_perfect_model_passes_all_that_it_can(tmp_path):
     failed = [floor["name"] for floor in report["floors"] if not floor["passed"]]
     assert failed == ["motion falls as gamma rises"]  # it ignores gamma
     assert report["motion"]["right"] == report["motion"]["speed right"] == 1
-    assert report["photographs"]["psnr"] == MAX_PSNR
+    assert report["photographs"]["psnr"] == report["interpolation of moved photographs"]["psnr"] == MAX_PSNR
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert "motions right" in evaluate.table(report)
     assert images.load_picture(tmp_path / "scenes-1.png").shape == (3, 6 * (16 + 2 * SIZE), 5 * SIZE)
@@ -158,8 +161,21 @@ def test_a_frozen_model_fails_where_it_should():
     report = evaluate.evaluate(model, model, scenes=6)
     failed = {floor["name"] for floor in report["floors"] if not floor["passed"]}
     assert failed >= {"motions right", "interpolation above blending, dB", "motion falls as gamma rises"}
+    assert report["interpolation of moved photographs"]["gain"] == 0
     assert report["all frames"]["psnr"] == report["all frames"]["frozen"]
     assert report["consistency"]["pixels a frame"] < 0.05 < report["consistency"]["true pixels a frame"]
+
+
+def test_a_continuation_is_measured_where_the_camera_uncovers_it():
+    outside = torch.zeros(1, 20, 20, dtype=torch.bool)
+    outside[..., :8] = True
+    truth = torch.rand(1, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    blurred = torch.where(outside[:, None], truth / 2, truth)  # half the contrast, a quarter of its energy
+    figures = evaluate_photographs.uncovered_figures(blurred, truth, outside)
+    assert figures["contrast"] == pytest.approx(figures["truth"] / 4)
+    assert figures["psnr"] == pytest.approx(psnr(blurred[..., :8], truth[..., :8]))
+    worse_elsewhere = torch.where(outside[:, None], truth, 0.5)
+    assert evaluate_photographs.uncovered_figures(worse_elsewhere, truth, outside)["psnr"] == MAX_PSNR
 
 
 def test_evaluation_seeds_are_apart_from_training_seeds():
