@@ -66,8 +66,8 @@ class Windows:
             named = ", ".join(str(number) for number in self.cuts[:NAMED_CUTS])
             more = f" and {len(self.cuts) - NAMED_CUTS} more" if len(self.cuts) > NAMED_CUTS else ""
             self.warn(
-                f"the scene changes after given frame {named}{more}: the frames there are copies of their neighbours, "
-                "since there is no motion between two scenes"
+                f"the scene changes after given frame{'s' * (len(self.cuts) > 1)} {named}{more}: the frames there are "
+                "copies of their neighbours, since there is no motion between two scenes"
             )
         yield from ()
 

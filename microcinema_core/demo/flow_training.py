@@ -149,7 +149,7 @@ def validate(network: nn.Module, held_out: MovedScenes, *, limit: int) -> tuple[
             blended += [psnr(made, true) for made, true in zip(linear, frames[:, 1], strict=True)]
             speeds.append(errors_by_speed(result.estimates[-1].velocity, velocity))
             if start == 0:
-                rows += [torch.cat([linear[i], frame[i], frames[i, 1]], -1) for i in range(4)]
+                rows += [torch.cat([linear[i], frame[i], frames[i, 1]], -1) for i in range(min(4, len(frame)))]
     names = sorted({name for speed in speeds for name in speed})
     bands = {f"held_out_{name}": [speed[name] for speed in speeds if name in speed] for name in names}
     figures = {name: sum(values) / len(values) for name, values in bands.items()}

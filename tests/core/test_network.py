@@ -302,11 +302,18 @@ def test_one_picture_is_expanded_over_the_frames_without_a_copy():
     assert frames.untyped_storage().data_ptr() == encoded.untyped_storage().data_ptr()
 
 
-def test_pictures_between_two_are_their_blend():
-    net, pictures = build(ENDS), torch.rand(1, 2, 3, 8, 8)
-    *_, latents = inputs(1, ENDS)
-    frames = net.interpolate_pictures(net.encode_condition(latents), pictures, 5)
-    assert torch.equal(frames, over_frames(pictures, 5))
+def test_pictures_between_two_are_decoded_and_get_what_the_autoencoder_lost_of_the_ends():
+    net, pixels = build(ENDS), 0.3 + 0.4 * torch.rand(2, 2, 3, 8, 8)
+    *_, latents = inputs(2, ENDS)
+    condition, sampled = net.encode_condition(latents, pixels=pixels), torch.randn(2, 5, *latents.shape[2:])
+
+    def decode(latents):
+        return 0.5 + 0.01 * latents[:, :3]
+
+    frames = net.pictures_between(condition, sampled, decode)
+    lost = pixels - decode(latents.flatten(0, 1)).unflatten(0, (2, 2))
+    torch.testing.assert_close(frames[:, 1], 0.5 + 0.01 * sampled[:, 2, :3] + lost.mean(1))
+    assert torch.equal(frames, (0.5 + 0.01 * sampled[:, 1:-1, :3] + over_frames(lost, 5)[:, 1:-1]).clamp(0, 1))
 
 
 def test_equal_ends_condition_like_one_picture():

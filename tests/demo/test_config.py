@@ -10,7 +10,7 @@ from configurations import assert_minimum_parameters_are_a_bound, assert_refused
 from demo_networks import PIXELS, VARIANTS, tiny_demo_base, tiny_demo_between
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import random_model, tiny_base, tiny_between
+from tiny import random_model, tiny_base
 
 from microcinema_core.checkpoint import load_model, save_model
 from microcinema_core.config import DEMO_FIELDS, ModelConfig, NetworkConfig, configurations
@@ -34,7 +34,8 @@ both_configs = pytest.mark.parametrize("config", [DEMO_BASE, DEMO_INTERPOLATION]
         ("network.residual_std", 0, "network.residual_std cannot be 0: give a number above 0"),
         ("network.residual_std", None, "forward_warp needs residual_std"),
         ("network.motion_embedding", 1, "network.motion_embedding cannot be 1: give true or false"),
-        ("network.forward_warp", None, "amplitude_std needs forward_warp and a text"),
+        ("network.forward_warp", None, "amplitude_std needs forward_warp"),
+        ("network.condition", "ends", "interpolation models of releases before 0.2 cannot be read, train them again"),
         ("network.forward_warp.channel_multipliers", [1, 2], "give 4 pixels a cell or more"),
         ("network.forward_warp.latent_channels", 4, "network.forward_warp.latent_channels must be the network's own"),
         ("network.amplitude_std", "x", "network.amplitude_std cannot be 'x': give a number above 0"),
@@ -44,6 +45,12 @@ both_configs = pytest.mark.parametrize("config", [DEMO_BASE, DEMO_INTERPOLATION]
 )
 def test_what_is_out_of_range_is_refused_in_one_sentence(place, value, words):
     assert_refused(changed(DEMO_BASE, place, value), words)
+
+
+def test_a_flow_network_needs_end_frames_and_a_residual():
+    for place, value in (("network.condition", "centre"), ("network.residual_std", None)):
+        wrong = changed(DEMO_INTERPOLATION, place, value)
+        assert_refused(wrong, 'flow_warp needs residual_std and condition "ends"')
 
 
 def test_their_headers_name_the_fields_of_their_kind():
@@ -67,7 +74,7 @@ def test_every_configuration_survives_its_json(config):
 
 @pytest.mark.parametrize("config", [*VARIANTS.values(), DEMO_BASE.network])
 def test_a_header_that_gives_a_field_of_the_bundled_models_a_value_describes_one_of_their_kind(config):
-    autoencoder = config.forward_warp or PIXELS
+    autoencoder = config.forward_warp or config.flow_warp or PIXELS
     model = replace(DEMO_BASE, network=config, text=None, autoencoder=autoencoder, width=32, height=32)
     read = ModelConfig.from_json(model.to_json())
     if config == VARIANTS["none"]:
@@ -109,12 +116,10 @@ def test_a_bundled_files_header_gives_its_size(path):
     assert stored_parameters(path) == parameter_table(ModelConfig.from_json(header_of(path)))
 
 
-TINY_DEMOS = {
-    "base": tiny_demo_base(
-        forward_warp=tiny_base().autoencoder, residual_std=0.2, amplitude_std=0.05, scale_shift_norm=True
-    ),
-    "interpolation": tiny_demo_between(forward_warp=tiny_between().autoencoder, residual_std=0.2),
-}
+WARP = tiny_demo_base(
+    forward_warp=tiny_base().autoencoder, residual_std=0.2, amplitude_std=0.05, scale_shift_norm=True
+)  # fmt: skip
+FLOW = tiny_demo_between(flow_warp=tiny_base().autoencoder, residual_std=0.2)
 
 
 def older_name(key: str) -> str | None:
@@ -130,15 +135,13 @@ def older_key(key: str) -> str:
 
 
 def test_each_name_of_release_0_1_was_that_of_a_module_of_today():
-    networks = (random_model(config).network for config in TINY_DEMOS.values())
-    used = {older_name(NETWORK + name) for network in networks for name in network.state_dict()}
+    used = {older_name(NETWORK + name) for name in random_model(WARP).network.state_dict()}
     assert used - {None} == RENAMED.keys()
 
 
-@pytest.mark.parametrize("kind", TINY_DEMOS)
 @pytest.mark.parametrize("all_in_one", [True, False])
-def test_a_file_of_release_0_1_is_the_same_model(tmp_path, kind, all_in_one):
-    model = random_model(TINY_DEMOS[kind])
+def test_a_file_of_release_0_1_is_the_same_model(tmp_path, all_in_one):
+    model = random_model(WARP)
     if not all_in_one:
         model = replace(model, autoencoder=None, text=None)
     path, older_path = tmp_path / "today.safetensors", tmp_path / "older.safetensors"
@@ -159,16 +162,17 @@ def test_a_file_of_release_0_1_is_the_same_model(tmp_path, kind, all_in_one):
     assert stored_parameters(older_path) == stored_parameters(path)
 
 
-def test_a_file_holds_the_autoencoder_of_a_warp_once(tmp_path):
+@pytest.mark.parametrize(("config", "warp"), [(WARP, "forward_warp"), (FLOW, "flow_warp")])
+def test_a_file_holds_the_autoencoder_of_a_warp_once(tmp_path, config, warp):
     """It is the model's own, which the warp gets when the file is loaded."""
-    model = random_model(TINY_DEMOS["base"])
+    model = random_model(config)
     save_model(tmp_path / "whole.safetensors", model)
-    assert not [key for key in load_file(tmp_path / "whole.safetensors") if "forward_warp.autoencoder" in key]
+    assert not [key for key in load_file(tmp_path / "whole.safetensors") if f"{warp}.autoencoder" in key]
     read = load_model(tmp_path / "whole.safetensors")
-    own, of_warp = read.autoencoder.state_dict(), read.network.forward_warp.autoencoder.state_dict()
+    own, of_warp = read.autoencoder.state_dict(), getattr(read.network, warp).autoencoder.state_dict()
     assert own.keys() == of_warp.keys() and all(torch.equal(own[key], of_warp[key]) for key in own)
     save_model(tmp_path / "network.safetensors", replace(model, autoencoder=None, text=None))
     alone = load_file(tmp_path / "network.safetensors")
     assert not [key for key in alone if key.startswith(AUTOENCODER)]
-    assert [key for key in alone if "forward_warp.autoencoder" in key]
+    assert [key for key in alone if f"{warp}.autoencoder" in key]
     assert load_model(tmp_path / "network.safetensors").autoencoder is None

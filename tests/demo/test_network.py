@@ -12,7 +12,8 @@ from networks import TINY, assert_channels_last_is_kept, assert_layers_are_the_g
 
 from microcinema_core.config import BASE, LAMBDA
 from microcinema_core.demo.config import DEMO_BASE
-from microcinema_core.demo.network import DemoUNet, pooled
+from microcinema_core.demo.flow_unet import FlowUNet
+from microcinema_core.demo.network import DemoUNet, Prediction, WarpUNet, pooled
 from microcinema_core.demo.warp import REGIONS
 from microcinema_core.diffusion import NoiseSchedule
 from microcinema_core.model import MicroCinemaUNet, build
@@ -22,7 +23,10 @@ from microcinema_core.model.parameters import parameter_table
 
 def test_a_configuration_gets_its_class():
     assert type(build(TINY, device="meta")) is MicroCinemaUNet
-    assert {type(build(config, device="meta")) for config in VARIANTS.values()} == {DemoUNet}
+    classes = {name: type(build(config, device="meta")) for name, config in VARIANTS.items()}
+    assert classes == dict.fromkeys(VARIANTS, DemoUNet) | {
+        "warp": WarpUNet, "like the demo": WarpUNet, "flow between ends": FlowUNet
+    }  # fmt: skip
 
 
 def test_without_its_additions_it_is_the_papers_network_to_the_bit():
@@ -89,13 +93,13 @@ def test_residual_preconditioning_turns_edms_target_into_v(config):
     noisy, rho = alpha * clips + sigma * noise, 0.5
     q = (alpha**2 * rho**2 + sigma**2).sqrt()
     target = (clips - static - rho**2 * alpha / q**2 * (noisy - alpha * static)) * q / (rho * sigma)
-    is_new = torch.ones(10, 1, 1, 1, dtype=bool)
+    prediction = Prediction(static.flatten(0, 1), None, torch.zeros(10, 1, 1, 1, dtype=bool))
     batch = batch_of(noisy.flatten(0, 1), timesteps)
-    found = net._precondition(target.flatten(0, 1), batch, static.flatten(0, 1), is_new)
+    found = net._precondition(target.flatten(0, 1), batch, prediction)
     torch.testing.assert_close(found, (alpha * noise - sigma * clips).flatten(0, 1), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "shown"), [("like the demo", [2]), ("warp between ends", [0, -1])])
+@pytest.mark.parametrize(("name", "shown"), [("like the demo", [2]), ("flow between ends", [0, -1])])
 def test_frames_that_the_condition_shows_come_out_as_it_shows_them(name, shown):
     net = randomised(build(VARIANTS[name]))
     x, timesteps, context, latents = inputs(2, VARIANTS[name])
@@ -115,28 +119,6 @@ def test_untrained_residual_network_predicts_a_static_clip():
     alpha, sigma = (float(value) for value in NoiseSchedule().vp(torch.tensor(999)))
     denoised = alpha * x.unflatten(0, (2, 5)) - sigma * v
     assert (denoised - latents).abs().max() < 0.1 * latents.abs().max()
-
-
-# Pictures between two
-
-
-def test_pictures_between_two_go_along_the_paths_of_the_warp():
-    net, pictures = randomised(build(VARIANTS["warp between ends"])), torch.rand(1, 2, 3, 32, 32)
-    *_, latents = inputs(1, VARIANTS["warp between ends"])
-    with torch.no_grad():
-        frames = net.interpolate_pictures(net.encode_condition(latents), pictures, 5)
-    assert frames.shape == (1, 5, 3, 32, 32)
-    for frame, picture in ((frames[:, 0], pictures[:, 0]), (frames[:, -1], pictures[:, 1])):
-        assert (frame - picture).abs().mean() < 0.05
-    assert (frames - over_frames(pictures, 5))[:, 2].abs().mean() > 0.1
-
-
-def test_without_a_warp_pictures_between_two_are_their_blend():
-    config = replace(VARIANTS["residual"], condition="ends")
-    net, pictures = build(config), torch.rand(1, 2, 3, 32, 32)
-    *_, latents = inputs(1, config)
-    frames = net.interpolate_pictures(net.encode_condition(latents), pictures, 5)
-    assert torch.equal(frames, over_frames(pictures, 5))
 
 
 # The motion's amplitude
@@ -187,7 +169,7 @@ def test_every_parameter_learns(config):
         clips, k, _, height, width = latents.shape
         pixels, text = torch.rand(clips, k, 3, 4 * height, 4 * width), pooled(context) if context is not None else None
         motion = net.forward_warp.estimate(net.forward_warp.encode(latents, condition.features, pixels), text)
-        times = net.time_since_key_frame(net.tau(torch.arange(5) - 2))
+        times = net.tau(torch.arange(5) - 2)[None]
         loss = loss + net.forward_warp.render(pixels, motion, text, times)[0].mean()
     if config.flow_warp:  # the flow network learns from frames
         frame = net.flow_warp.between(torch.rand(2, 2, 3, 64, 64), [0.25])[0].frame

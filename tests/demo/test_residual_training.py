@@ -6,10 +6,17 @@ import torch
 import torch.nn.functional as F
 from demo_networks import tiny_demo_between
 from PIL import Image
+from short_runs import ALONE, CONFIG
 from tiny import random_model, tiny_base
 
 from microcinema_core.demo.moved_photographs import Photographs
-from microcinema_core.demo.residual_training import ResidualTraining, draw_clips, fit_residual_out, least_squares
+from microcinema_core.demo.residual_training import (
+    ResidualBatches,
+    ResidualObjective,
+    draw_clips,
+    fit_residual_out,
+    least_squares,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +49,8 @@ def test_clips_without_a_cut_come_with_their_prediction(clips):
 def test_the_loss_is_that_of_the_seed_and_reaches_every_layer_but_the_flow_warp(model, clips):
     network = model.network.requires_grad_(True)
     network.flow_warp.requires_grad_(False)
-    training = ResidualTraining(model.config, network, clips, 4)
-    losses = [training.loss(0, torch.Generator().manual_seed(seed))[0] for seed in (3, 3, 4)]
+    objective, batches = ResidualObjective(model.config, network), ResidualBatches(CONFIG, clips, ALONE)
+    losses = [objective(step, next(batches(step))[0])[0] for step in (3, 3, 4)]
     assert losses[0] == losses[1] != losses[2]
     losses[0].backward()
     learned = {name: p for name, p in network.named_parameters() if not name.startswith("flow_warp")}
