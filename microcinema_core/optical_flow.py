@@ -29,7 +29,7 @@ def optical_flow(
         scale = first.shape[-1] / flow.shape[-1]
         flow = scale * F.interpolate(flow, first.shape[-2:], mode="bilinear", align_corners=False)
         for _ in range(iterations):
-            flow = _blurred(flow + _update(first, second, flow, damping), 1.0)
+            flow = blurred(flow + _update(first, second, flow, damping), 1.0)
     return flow
 
 
@@ -41,14 +41,14 @@ def _update(before: Tensor, after: Tensor, flow: Tensor, damping: float) -> Tens
     dy = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) / 2
     error = before - warped
     products = torch.stack([dx * dx, dx * dy, dy * dy, dx * error, dy * error], dim=1).sum(2)
-    xx, xy, yy, xe, ye = _blurred(products, WINDOW).unbind(1)
+    xx, xy, yy, xe, ye = blurred(products, WINDOW).unbind(1)
     xx, yy = xx + damping, yy + damping
     determinant = xx * yy - xy**2
     update = torch.stack([yy * xe - xy * ye, xx * ye - xy * xe], dim=1) / determinant[:, None]
     return update.clamp(-1, 1)  # a step that is larger belongs to a coarser level
 
 
-def _blurred(maps: Tensor, std: float) -> Tensor:
+def blurred(maps: Tensor, std: float) -> Tensor:
     """Maps (b, c, h, w) after a Gaussian filter."""
     radius = int(3 * std)
     x = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)

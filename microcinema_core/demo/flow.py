@@ -1,9 +1,9 @@
 """The flow network of the interpolation model: two pictures and a time between them become the frame of that time.
 
-The start is classical flow at 1/4 of the resolution (Lucas and Kanade, from coarse to fine) in both directions, and a
-comparison of patches of brightness around it, as in block matching: they show most motion before any training. From
-1/16 of the resolution to 1/2, each level then warps the features of both pictures by the flow so far and correlates
-them. Three convolutions change three maps of the frame at time t: the velocity v of what is visible there, in pixels
+The start is a flow without weights in both directions (inverse_search.py), and a comparison of patches of brightness
+around it, as in block matching: they show most motion before any training. From 1/16 of the resolution to 1/2, each
+level then warps the features of both pictures by the flow so far and correlates them. Three convolutions change three
+maps of the frame at time t: the velocity v of what is visible there, in pixels
 between the two pictures, a logit of the blend mask, and hidden features. A point on a straight path moves from the
 first picture by t·v and to the last one by (1−t)·v, so one velocity is the flow to both. At the end a refinement at
 full resolution changes both flows on their own, the mask, and adds a residual to the blended pictures.
@@ -23,12 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..optical_flow import optical_flow, warp
+from ..optical_flow import warp
+from .inverse_search import STRIDE, inverse_search
 
 CHANNELS = (16, 32, 64, 96)  # of the pictures' features at 1/2, 1/4, 1/8 and 1/16 of the resolution
 WIDTHS = (48, 64, 96, 128)  # of the layers at these levels
 RADII = (0, 2, 3, 4)  # of the correlation, in cells of the level; at 1/2 there is none
-START_STRIDE = 4  # pixels: the classical flow is computed at this part of the resolution
 PATCH = 5  # side of the patches of brightness that are compared at first, in cells of PATCH_STRIDE pixels
 PATCH_STRIDE = 8
 PATCH_RADIUS = 6  # of this comparison, in these cells: 48 pixels
@@ -92,24 +92,21 @@ class FlowNetwork(nn.Module):
 
     def encode(self, pictures: Tensor) -> list[Tensor]:
         """The features of pictures (2·b, 3, H, W), the first and the last one of each pair in turn, from the finest
-        level to the coarsest; then their patches, and the classical flow from each to the other one of its pair."""
+        level to the coarsest; then their patches, and the flow of the start from each to the other one of its pair."""
         features, h = [], 2 * pictures - 1
         for block in self.encoder:
             h = block(h)
             features.append(h)
-        return [*features, _patches(pictures), _classical_flow(pictures)]
+        return [*features, _patches(pictures), _start(pictures)]
 
-    def estimate(
-        self, features: list[Tensor], time: float, levels: int = len(CHANNELS), start: Tensor | None = None
-    ) -> list[Estimate]:
+    def estimate(self, features: list[Tensor], time: float, levels: int = len(CHANNELS)) -> list[Estimate]:
         """The estimates of the coarsest `levels` levels, from coarse to fine, for a time from 0 to 1.
 
         features: the result of `encode`.
-        start: a velocity (b, 2, H/4, W/4) to start from, by default that of the classical flow.
         """
         *ends, patches, flows = [maps.unflatten(0, (-1, 2)).unbind(1) for maps in features]
-        start = _velocity_between(flows[0], flows[1], time) if start is None else start
-        coarse = F.avg_pool2d(start, COARSEST // START_STRIDE)
+        start = _velocity_between(flows[0], flows[1], time)
+        coarse = F.avg_pool2d(start, COARSEST // STRIDE)
         # The coarsest level estimates what the start lacks.
         ends[-1] = warp_pair(ends[-1], coarse / COARSEST, time)
         last = self.levels[-1](*ends[-1], time, self._compare(patches, coarse, time), coarse)
@@ -125,11 +122,6 @@ class FlowNetwork(nn.Module):
         correlation = F.avg_pool2d(correlate(first, last, time, PATCH_RADIUS), COARSEST // PATCH_STRIDE)
         displacement = PATCH_STRIDE * _expected_displacement(self.patch_sharpness * correlation)
         return Estimate(displacement, torch.zeros_like(displacement[:, :1]), correlation)
-
-    def start_at_half_size(self, pictures: Tensor, time: float) -> Tensor:
-        """A velocity for `estimate` from the pictures (b, 2, 3, H, W) at half their size: its range is twice as far."""
-        small = F.avg_pool2d(pictures.flatten(0, 1), 2).contiguous(memory_format=torch.channels_last)
-        return 2 * _enlarge(self.estimate(self.encode(small), time, levels=2)[-1].velocity, 4)
 
     def forward(self, pictures: Tensor, time: float, features: list[Tensor] | None = None) -> Interpolated:
         """Interpolate between pictures (b, 2, 3, H, W) at a time from 0 to 1. `features` is the result of `encode` for
@@ -162,7 +154,7 @@ class _Level(nn.Module):
         self.stride, self.radius = 2 ** (level + 1), RADII[level]
         self.is_coarsest = self.stride == COARSEST
         channels, width = CHANNELS[level], WIDTHS[level]
-        inputs = 2 * channels + 3 + width // 2 + 2 * (self.stride >= START_STRIDE)
+        inputs = 2 * channels + 5 + width // 2
         if self.radius:
             inputs += (2 * self.radius + 1) ** 2
         if self.is_coarsest:
@@ -176,7 +168,7 @@ class _Level(nn.Module):
 
     def forward(self, first: Tensor, last: Tensor, time: float, coarser: Estimate, start: Tensor) -> Estimate:
         """The estimate from the features (b, C, h, w) of both pictures and that of the next coarser level, or of the
-        comparison of patches, and the start's velocity."""
+        comparison of patches, and the start's velocity. What the coarser level changed is added to the start."""
         velocity, logit, hidden = coarser.velocity, coarser.logit, self.hidden_in(coarser.hidden)
         inputs = []
         if self.is_coarsest:  # the features are warped by the start already
@@ -184,12 +176,13 @@ class _Level(nn.Module):
             inputs += [_expected_displacement(self.sharpness * inputs[-1])]
             velocity = start
         else:
-            velocity, logit, hidden = _enlarge(velocity), _enlarge(logit), _enlarge(hidden)
+            changed = velocity - F.avg_pool2d(start, 2 * self.stride // STRIDE)
+            velocity = F.avg_pool2d(start, self.stride // STRIDE) + _enlarge(changed)
+            logit, hidden = _enlarge(logit), _enlarge(hidden)
             first, last = warp_pair((first, last), velocity / self.stride, time)
             if self.radius:
                 inputs += [self._correlate(first, last, time)]
-            if self.stride >= START_STRIDE:
-                inputs += [(F.avg_pool2d(start, self.stride // START_STRIDE) - velocity) / self.stride]
+            inputs += [_enlarge(changed) / self.stride]
         inputs += [hidden, first, last, velocity / COARSEST, logit]
         hidden = self.layers(torch.cat(inputs, 1).contiguous(memory_format=torch.channels_last))
         change, logit_change = self.head(hidden).split([2, 1], 1)
@@ -210,11 +203,10 @@ def _expected_displacement(scores: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _classical_flow(pictures: Tensor) -> Tensor:
-    """The flow (2·b, 2, H/4, W/4) in pixels of the pictures, from each to the other one of its pair."""
-    small = F.avg_pool2d(pictures.float(), START_STRIDE)
-    other = small.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
-    return START_STRIDE * optical_flow(small, other, coarsest=12, iterations=3, damping=3e-3).to(pictures)
+def _start(pictures: Tensor) -> Tensor:
+    """The flow (2·b, 2, H/2, W/2) in pixels of the pictures, from each to the other one of its pair."""
+    other = pictures.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    return inverse_search(pictures.float(), other.float()).to(pictures)
 
 
 def _velocity_between(forward: Tensor, backward: Tensor, time: float) -> Tensor:
@@ -222,7 +214,7 @@ def _velocity_between(forward: Tensor, backward: Tensor, time: float) -> Tensor:
     places which it leads to itself, found by a fixed-point iteration."""
     velocity = (1 - time) * forward - time * backward
     for _ in range(2):
-        first, last = warp_pair((forward, backward), velocity / START_STRIDE, time)
+        first, last = warp_pair((forward, backward), velocity / STRIDE, time)
         velocity = (1 - time) * first - time * last
     return velocity
 

@@ -57,11 +57,16 @@ def draw_pool(
 ) -> list[Path]:
     """Draw those of the first `shards` shards that do not exist, in `workers` processes, and return all their paths."""
     make_folder(folder)
-    jobs = [(folder, tuple(pictures), index, held_out) for index in range(shards)]
-    if workers > 1:
+    photographs = Photographs(pictures, held_out=held_out)
+    paths = [shard_path(folder, photographs, index) for index in range(shards)]
+    jobs = [(folder, tuple(pictures), index, held_out) for index, path in enumerate(paths) if not path.exists()]
+    if workers > 1 and len(jobs) > 1:
         with get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
-            return pool.starmap(draw_shard, jobs, chunksize=1)
-    return [draw_shard(*job) for job in jobs]
+            pool.starmap(draw_shard, jobs, chunksize=1)
+    else:
+        for job in jobs:
+            draw_shard(*job)
+    return paths
 
 
 class MovedScenes:

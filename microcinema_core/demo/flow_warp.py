@@ -15,7 +15,6 @@ from ..model.layers import zero
 from .config import DemoNetworkConfig
 from .flow import COARSEST, FlowNetwork, Interpolated
 
-LARGE = 512  # pixels: of frames with a longer side, the motion is first estimated at half the size
 MAX_RESIDUAL = 0.1  # of a colour, from 0 to 1: the most that the diffusion model changes a pixel by
 # End frames, warped to the middle, show different scenes where their details correlate less and their colours differ
 # more. With a barely trained network, that is true of no held-out scene of 40, and of 40 pairs of different ones.
@@ -82,16 +81,10 @@ class FlowWarp(nn.Module):
     def between(self, ends: Tensor, times: Sequence[float]) -> list[Interpolated]:
         """The flow network's results for end frames (b, 2, 3, H, W) of any size."""
         height, width = ends.shape[-2:]
-        is_large = max(height, width) > LARGE
-        cell = COARSEST * (1 + is_large)
-        flat = F.pad(ends.flatten(0, 1), (0, -width % cell, 0, -height % cell), mode="replicate")
+        flat = F.pad(ends.flatten(0, 1), (0, -width % COARSEST, 0, -height % COARSEST), mode="replicate")
         flat = flat.contiguous(memory_format=torch.channels_last)
-        features, pictures, results = self.network.encode(flat), flat.unflatten(0, (-1, 2)), []
-        for time in times:
-            start = self.network.start_at_half_size(pictures, time) if is_large else None
-            estimates = self.network.estimate(features, time, start=start)
-            results.append(self.network.refined(pictures, time, estimates).cropped(height, width))
-        return results
+        features, pictures = self.network.encode(flat), flat.unflatten(0, (-1, 2))
+        return [self.network(pictures, time, features).cropped(height, width) for time in times]
 
     def residual(self, latents: Tensor) -> Tensor:
         """Residual latents (n, C, h, w) to what they add to the pixels, (n, 3, H, W)."""
