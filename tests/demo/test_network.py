@@ -95,7 +95,7 @@ def test_residual_preconditioning_turns_edms_target_into_v(config):
     torch.testing.assert_close(found, (alpha * noise - sigma * clips).flatten(0, 1), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "shown"), [("like the demo", [2]), ("warp between ends", [0, -1])])
+@pytest.mark.parametrize(("name", "shown"), [("like the demo", [2]), ("flow between ends", [0, -1])])
 def test_frames_that_the_condition_shows_come_out_as_it_shows_them(name, shown):
     net = randomised(build(VARIANTS[name]))
     x, timesteps, context, latents = inputs(2, VARIANTS[name])
@@ -117,28 +117,6 @@ def test_untrained_residual_network_predicts_a_static_clip():
     assert (denoised - latents).abs().max() < 0.1 * latents.abs().max()
 
 
-# Pictures between two
-
-
-def test_pictures_between_two_go_along_the_paths_of_the_warp():
-    net, pictures = randomised(build(VARIANTS["warp between ends"])), torch.rand(1, 2, 3, 32, 32)
-    *_, latents = inputs(1, VARIANTS["warp between ends"])
-    with torch.no_grad():
-        frames = net.interpolate_pictures(net.encode_condition(latents), pictures, 5)
-    assert frames.shape == (1, 5, 3, 32, 32)
-    for frame, picture in ((frames[:, 0], pictures[:, 0]), (frames[:, -1], pictures[:, 1])):
-        assert (frame - picture).abs().mean() < 0.05
-    assert (frames - over_frames(pictures, 5))[:, 2].abs().mean() > 0.1
-
-
-def test_without_a_warp_pictures_between_two_are_their_blend():
-    config = replace(VARIANTS["residual"], condition="ends")
-    net, pictures = build(config), torch.rand(1, 2, 3, 32, 32)
-    *_, latents = inputs(1, config)
-    frames = net.interpolate_pictures(net.encode_condition(latents), pictures, 5)
-    assert torch.equal(frames, over_frames(pictures, 5))
-
-
 # The motion's amplitude
 
 
@@ -148,7 +126,7 @@ def test_motion_is_as_large_as_the_noisy_clip_shows():
     net = build(replace(VARIANTS["warp"], residual_std=0.01, amplitude_std=0.2))
     with torch.no_grad():
         net.forward_warp.region_velocities.weight[2 * (REGIONS + 2)] = 0.2  # 3 pixels to the right, for the text below
-        latents, text, times = torch.randn(1, 1, 4, 8, 8), torch.full((1, 1, 12), 0.2), torch.linspace(-1, 1, 5)[None]
+        latents, text, times = torch.randn(1, 1, 4, 8, 8), torch.full((1, 12), 0.2), torch.linspace(-1, 1, 5)
         condition = net.encode_condition(latents, lambda_=LAMBDA)
         warp_inputs = condition.warp_inputs
         static = net.forward_warp(warp_inputs, text, 0 * times)[0]  # z^c, as this untrained autoencoder has it
@@ -184,11 +162,9 @@ def test_every_parameter_learns(config):
     assert out.shape == x.shape
     loss = out.square().mean()
     if config.forward_warp:  # its paths learn from where pixels go
-        clips, k, _, height, width = latents.shape
-        pixels, text = torch.rand(clips, k, 3, 4 * height, 4 * width), pooled(context) if context is not None else None
-        motion = net.forward_warp.estimate(net.forward_warp.encode(latents, condition.features, pixels), text)
-        times = net.time_since_key_frame(net.tau(torch.arange(5) - 2))
-        loss = loss + net.forward_warp.render(pixels, motion, text, times)[0].mean()
+        warp, text, pixels = net.forward_warp, pooled(context)[:, 0], torch.rand(2, 3, 32, 32)
+        motion = warp.estimate(warp.encode(latents[:, 0], condition.features[:, 0], pixels), text)
+        loss = loss + warp.render(pixels, motion, text, net.tau(torch.arange(5) - 2))[0].mean()
     if config.flow_warp:  # the flow network learns from frames
         frame = net.flow_warp.between(torch.rand(2, 2, 3, 64, 64), [0.25])[0].frame
         loss = loss + frame.square().mean() + net.flow_warp.residual(latents.flatten(0, 1)).square().mean()

@@ -25,7 +25,6 @@ VARIANTS = {
     "motion": demo_network(TINY, motion_embedding=True),
     "residual": demo_network(TINY, residual_std=0.5),
     "warp": demo_network(TINY, forward_warp=PIXELS, residual_std=0.5),
-    "warp between ends": demo_network(ENDS, context_dim=None, forward_warp=PIXELS, residual_std=0.5),
     "flow between ends": demo_network(ENDS, context_dim=None, flow_warp=PIXELS, residual_std=0.5),
     "like the demo": demo_network(
         TINY, scale_shift_norm=True, motion_embedding=True, residual_std=0.5, latent_channels=16, amplitude_std=0.05,
