@@ -12,7 +12,8 @@ from networks import TINY, assert_channels_last_is_kept, assert_layers_are_the_g
 
 from microcinema_core.config import BASE, LAMBDA
 from microcinema_core.demo.config import DEMO_BASE
-from microcinema_core.demo.network import DemoUNet, pooled
+from microcinema_core.demo.flow_unet import FlowUNet
+from microcinema_core.demo.network import DemoUNet, Prediction, WarpUNet, pooled
 from microcinema_core.demo.warp import REGIONS
 from microcinema_core.diffusion import NoiseSchedule
 from microcinema_core.model import MicroCinemaUNet, build
@@ -22,7 +23,9 @@ from microcinema_core.model.parameters import parameter_table
 
 def test_a_configuration_gets_its_class():
     assert type(build(TINY, device="meta")) is MicroCinemaUNet
-    assert {type(build(config, device="meta")) for config in VARIANTS.values()} == {DemoUNet}
+    classes = {name: type(build(config, device="meta")) for name, config in VARIANTS.items()}
+    own = {"warp": WarpUNet, "like the demo": WarpUNet, "flow between ends": FlowUNet}
+    assert classes == dict.fromkeys(VARIANTS, DemoUNet) | own
 
 
 def test_without_its_additions_it_is_the_papers_network_to_the_bit():
@@ -89,9 +92,8 @@ def test_residual_preconditioning_turns_edms_target_into_v(config):
     noisy, rho = alpha * clips + sigma * noise, 0.5
     q = (alpha**2 * rho**2 + sigma**2).sqrt()
     target = (clips - static - rho**2 * alpha / q**2 * (noisy - alpha * static)) * q / (rho * sigma)
-    is_new = torch.ones(10, 1, 1, 1, dtype=bool)
-    batch = batch_of(noisy.flatten(0, 1), timesteps)
-    found = net._precondition(target.flatten(0, 1), batch, static.flatten(0, 1), is_new)
+    prediction = Prediction(static.flatten(0, 1), None, is_given=torch.zeros(10, 1, 1, 1, dtype=torch.bool))
+    found = net._precondition(target.flatten(0, 1), batch_of(noisy.flatten(0, 1), timesteps), prediction)
     torch.testing.assert_close(found, (alpha * noise - sigma * clips).flatten(0, 1), atol=1e-4, rtol=1e-4)
 
 
