@@ -1,6 +1,7 @@
 """The bundled models' training: it can be killed and resumed without a trace, and ends in a model file."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -155,14 +156,14 @@ def test_a_warp_is_taught_from_what_the_autoencoder_makes_of_a_picture(autoencod
 
 def test_the_flow_of_a_drawn_picture_takes_it_to_the_frames_around_it():
     clips = (draw_clip(seed, frames=9, size=96) for seed in range(100))
-    clip = next(clip for clip in clips if (clip.motion, clip.speed) == ("left", "quickly"))
+    clip = next(clip for clip in clips if re.fullmatch(r"a \w+ \w+ moves left quickly", clip.caption))
     warp, text, half = ForwardWarp(DEMO_BASE.network), torch.zeros(1, DEMO_BASE.network.context_dim), 4  # frames per τ
     motion = F.pad(half * clip.flow[4] / warp.unit, (0, 0, 0, 0, 0, 2))[None]
     torch.testing.assert_close(warp.flow(motion, text)[0] / half, clip.flow[4])
     with torch.no_grad():
-        [rendered], _ = warp.render(clip.frames[[4]], motion, text, torch.tensor([-1.0, 1.0]) / half)
-    for frame, expected in zip(rendered, clip.frames[[3, 5]], strict=True):
-        assert psnr(frame, expected) > psnr(clip.frames[4], expected) + 6
+        [rendered], _ = warp.render(clip.frames[[4]], motion, text, torch.tensor([-0.5, 0.5]))
+    for frame, expected in zip(rendered, clip.frames[[2, 6]], strict=True):
+        assert psnr(frame, expected) > psnr(clip.frames[4], expected) + 5
 
 
 def test_a_warp_begins_with_the_velocities_of_the_colours():
