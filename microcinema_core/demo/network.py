@@ -53,6 +53,7 @@ class DemoUNet(MicroCinemaUNet):
     """MicroCinemaUNet with the extensions of a DemoNetworkConfig. Its methods have the same shapes and errors."""
 
     config: DemoNetworkConfig
+    prediction_in: nn.Module  # of subclasses whose prediction has a visibility
 
     def __init__(self, config: DemoNetworkConfig, *, operations: Any = nn, dtype=None, device=None):
         super().__init__(config, operations=operations, dtype=dtype, device=device)
@@ -183,15 +184,15 @@ class WarpUNet(DemoUNet):
     def _zoom(self, condition: Condition, text: Tensor) -> Tensor | None:
         """With overscan: the magnification (b,) at which no frame of the clip shows anything outside of the picture,
         for pooled texts (b, D) and the largest amplitude of the motion."""
-        assert isinstance(condition, WarpCondition)
-        frames, inputs = condition.overscan, condition.warp_inputs
+        assert isinstance(condition, WarpCondition) and condition.warp_inputs is not None
+        frames = condition.overscan
         if not frames:
             return None
         offsets = torch.arange(frames, device=text.device) - frames // 2
         times = condition.motion * self.tau(offsets).float()
         reach = MAX_DEVIATIONS * (self.config.amplitude_std or 0)
         times = torch.cat([times, (1 - reach) * times, (1 + reach) * times])
-        return self.forward_warp.overscan(inputs, text, times)
+        return self.forward_warp.overscan(condition.warp_inputs, text, times)
 
     def _warp(
         self, batch: Clips, static_latent: Tensor, text: Tensor, times: Tensor, zoom: Tensor | None
