@@ -55,7 +55,7 @@ def train_autoencoder(
     """
     c, table = config.train, config.demo
     with world.first_goes_first(), locked(scenes, wait=True):
-        paths = draw_pool(scenes, table.shards, 9, model_config.width, False, c.workers)
+        paths = draw_pool(scenes, table.shards, 9, model_config.width, c.workers)
     frames = load(paths, "frames")
     torch.manual_seed(c.seed)
     model = Autoencoder(model_config.autoencoder)

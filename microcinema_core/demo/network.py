@@ -53,6 +53,7 @@ class DemoUNet(MicroCinemaUNet):
     """MicroCinemaUNet with the extensions of a DemoNetworkConfig. Its methods have the same shapes and errors."""
 
     config: DemoNetworkConfig
+    prediction_in: nn.Module  # of subclasses whose prediction has a visibility
 
     def __init__(self, config: DemoNetworkConfig, *, operations: Any = nn, dtype=None, device=None):
         super().__init__(config, operations=operations, dtype=dtype, device=device)
@@ -162,7 +163,7 @@ class WarpUNet(DemoUNet):
     ) -> WarpCondition:  # fmt: skip
         """As MicroCinemaUNet's, with the inputs of the forward warp."""
         encoded = super().encode_condition(latents, pixels=pixels)
-        inputs = self.forward_warp.encode(latents, encoded.features)
+        inputs = self.forward_warp.encode(latents[:, 0], encoded.features[:, 0])
         return WarpCondition(**vars(encoded), warp_inputs=inputs, lambda_=lambda_, motion=motion, overscan=overscan)
 
     def times(self, clips: Clips) -> Tensor:
@@ -173,30 +174,31 @@ class WarpUNet(DemoUNet):
     def predict_latents(self, clips: Clips, static_latent: Tensor, text: Tensor | None, tau: Tensor) -> Prediction:
         """As DemoUNet's, by the forward warp."""
         assert text is not None  # as DemoNetworkConfig and `forward` require
+        text = text[:, 0]
         is_given, zoom = self.is_given(clips, tau), self._zoom(clips.condition, text)
         if zoom is not None:
             is_given = is_given & (zoom == 1).repeat_interleave(len(tau)).view(-1, 1, 1, 1)
-        warped, visibility = self._warp(clips, static_latent, text, tau[None].float(), zoom)
+        warped, visibility = self._warp(clips, static_latent, text, tau.float(), zoom)
         return Prediction(torch.where(is_given, static_latent, warped), visibility, is_given)
 
     def _zoom(self, condition: Condition, text: Tensor) -> Tensor | None:
         """With overscan: the magnification (b,) at which no frame of the clip shows anything outside of the picture,
-        for the largest amplitude of the motion."""
-        assert isinstance(condition, WarpCondition)
-        frames, inputs = condition.overscan, condition.warp_inputs
+        for pooled texts (b, D) and the largest amplitude of the motion."""
+        assert isinstance(condition, WarpCondition) and condition.warp_inputs is not None
+        frames = condition.overscan
         if not frames:
             return None
         offsets = torch.arange(frames, device=text.device) - frames // 2
-        times = condition.motion * self.tau(offsets)[None].float()
+        times = condition.motion * self.tau(offsets).float()
         reach = MAX_DEVIATIONS * (self.config.amplitude_std or 0)
-        times = torch.cat([times, (1 - reach) * times, (1 + reach) * times], dim=1)
-        return self.forward_warp.overscan(inputs, text, times)
+        times = torch.cat([times, (1 - reach) * times, (1 + reach) * times])
+        return self.forward_warp.overscan(condition.warp_inputs, text, times)
 
     def _warp(
         self, batch: Clips, static_latent: Tensor, text: Tensor, times: Tensor, zoom: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The warped latents (b·t, C, h, w) and their visibility (b·t, 1, h, w) at times (1, t) from the picture,
-        magnified by `zoom` (b,).
+        """The warped latents (b·t, C, h, w) and their visibility (b·t, 1, h, w) for pooled texts (b, D) at times
+        (t,), magnified by `zoom` (b,).
 
         With `amplitude_std` = s, the motion is the one predicted from the text, times an amplitude a ~ N(1, s²) that is
         estimated from the noisy clip. With z̄(a) ≈ z̄ + (a − 1)·D, the posterior mean of a − 1 is that of a linear
@@ -210,7 +212,7 @@ class WarpUNet(DemoUNet):
             return warp(inputs, text, times, zoom)
         assert self.config.residual_std is not None  # as DemoNetworkConfig requires
         clips = len(text)
-        pair = warp(inputs, text, torch.cat([times, (1 + FINITE_DIFFERENCE) * times], dim=1), zoom)[0].float()
+        pair = warp(inputs, text, torch.cat([times, (1 + FINITE_DIFFERENCE) * times]), zoom)[0].float()
         predicted, shifted = pair.unflatten(0, (clips, 2, -1)).unbind(1)
         alpha, sigma = _levels(batch.timesteps, x.float())
         residual = x - alpha * predicted.flatten(0, 1) - sigma * condition.lambda_ * static_latent
@@ -219,7 +221,8 @@ class WarpUNet(DemoUNet):
         residual, slope, noise = (values.reshape(clips, -1) for values in (residual, slope, noise))
         amplitude = (slope * residual).sum(1) / (slope.square().sum(1) + noise[:, 0])
         reach = MAX_DEVIATIONS * std
-        return warp(inputs, text, times * (1 + amplitude.clamp(-reach, reach)).view(-1, 1, 1), zoom)
+        return warp(inputs, text, times * (1 + amplitude.clamp(-reach, reach))[:, None], zoom)
+
 
 
 def prediction_layer(config: DemoNetworkConfig, *, operations: Any, **kw) -> nn.Module:

@@ -23,45 +23,38 @@ from ..files import make_folder, whole_file
 from .scenes import DRAWING, draw_clip
 
 CLIPS_PER_SHARD = 250
-# Times between frames of a clip for the interpolation model, see draw_clip: mostly those of one pass (1/4), and larger
-# and smaller ones for robustness.
-INTERPOLATION_RATES = (1 / 4, 1 / 4, 1 / 4, 1 / 2, 1 / 16)
 
 
-def shard_path(folder: Path, index: int, frames: int, size: int, interpolation: bool) -> Path:
+def shard_path(folder: Path, index: int, frames: int, size: int) -> Path:
     """The path of shard `index` with clips of so many frames, of size × size pixels."""
-    parameters = [DRAWING, CLIPS_PER_SHARD, frames, size, INTERPOLATION_RATES if interpolation else 1]
-    digest = hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps([DRAWING, CLIPS_PER_SHARD, frames, size]).encode()).hexdigest()[:8]
     return folder / f"scenes-{size}px-{frames}f-{digest}-{index:04d}.safetensors"
 
 
-def draw_shard(folder: Path, index: int, frames: int, size: int, interpolation: bool) -> Path:
+def draw_shard(folder: Path, index: int, frames: int, size: int) -> Path:
     """Draw shard `index` unless its file exists, and return its path.
 
-    The file contains `frames` (n, t, 3, size, size) in uint8, and the `flow` of the k frames that condition a model,
-    (n, k, 2, size, size) in float16, pixels per frame. The captions are in its header.
+    The file contains `frames` (n, t, 3, size, size) in uint8, and the `flow` of the centre frames, (n, 2, size, size)
+    in float16, pixels per frame. The captions are in its header.
     """
-    path = shard_path(folder, index, frames, size, interpolation)
+    path = shard_path(folder, index, frames, size)
     if path.exists():
         return path
-    clips = []
-    for seed in range(index * CLIPS_PER_SHARD, (index + 1) * CLIPS_PER_SHARD):
-        rate = INTERPOLATION_RATES[seed % len(INTERPOLATION_RATES)] if interpolation else 1.0
-        clips.append(draw_clip(seed, frames=frames, size=size, rate=rate))
+    seeds = range(index * CLIPS_PER_SHARD, (index + 1) * CLIPS_PER_SHARD)
+    clips = [draw_clip(seed, frames=frames, size=size) for seed in seeds]
     pictures = torch.stack([(clip.frames * 255).round().to(torch.uint8) for clip in clips])
-    key_frames = [0, -1] if interpolation else [frames // 2]
-    flow = torch.stack([clip.flow[key_frames] for clip in clips]).half()
+    flow = torch.stack([clip.flow[frames // 2] for clip in clips]).half()
     captions = json.dumps([clip.caption for clip in clips])
     with whole_file(path) as part:
         save_file({"frames": pictures, "flow": flow}, part, {"captions": captions})
     return path
 
 
-def draw_pool(folder: Path, shards: int, frames: int, size: int, interpolation: bool, workers: int) -> list[Path]:
+def draw_pool(folder: Path, shards: int, frames: int, size: int, workers: int) -> list[Path]:
     """Draw those of the first `shards` shards that do not exist, in `workers` processes, and return all their paths."""
     make_folder(folder)
-    paths = [shard_path(folder, index, frames, size, interpolation) for index in range(shards)]
-    jobs = [(folder, i, frames, size, interpolation) for i, path in enumerate(paths) if not path.exists()]
+    paths = [shard_path(folder, index, frames, size) for index in range(shards)]
+    jobs = [(folder, i, frames, size) for i, path in enumerate(paths) if not path.exists()]
     if workers > 1 and len(jobs) > 1:
         with get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
             pool.starmap(draw_shard, jobs, chunksize=1)

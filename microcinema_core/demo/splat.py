@@ -20,9 +20,9 @@ def downsample(maps: Tensor) -> Tensor:
 
 
 def splat_clip(values: Tensor, places: Tensor) -> Tensor:
-    """Run `splat` for every frame: values (b, 1 or t, k, C, H, W) at places (b, t, k, 2, H, W) to (b, t, C, H, W)."""
-    values = values.expand(-1, places.shape[1], -1, -1, -1, -1)
-    return splat(values.flatten(0, 1), places.flatten(0, 1)).unflatten(0, places.shape[:2])
+    """Run `splat` for every frame: values (b, C, H, W) at places (b, t, 2, H, W) to (b, t, C, H, W)."""
+    frames = places.shape[1]
+    return splat(values.repeat_interleave(frames, dim=0), places.flatten(0, 1)).unflatten(0, (-1, frames))
 
 
 def compose(front: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,11 +58,9 @@ class _Splat(torch.autograd.Function):
     def forward(ctx, values, places):
         ctx.save_for_backward(values, places)
         height, width = values.shape[-2:]
-        values = values.transpose(1, 2).flatten(2)
-        x, y = places.transpose(1, 2).flatten(3).unbind(1)
-        x, y = x.flatten(1), y.flatten(1)
+        values, (x, y) = values.flatten(2), places.flatten(2).unbind(1)
         left, top = x.floor(), y.floor()
-        out = torch.zeros(*values.shape[:2], height * width, dtype=values.dtype, device=values.device)
+        out = torch.zeros_like(values)
         for column, row in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
             inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
             # `where` excludes places that are outside or NaN from the index and from the sum.
@@ -74,19 +72,16 @@ class _Splat(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         values, places = ctx.saved_tensors
-        pictures = places.shape[1]
         unit = 2 / (torch.tensor(grad.shape[:-3:-1], device=grad.device) - 1)  # of grid_sample: a picture has width 2
         with torch.enable_grad():
-            places = places.permute(0, 1, 3, 4, 2).flatten(1, 2).detach().requires_grad_()
+            places = places.permute(0, 2, 3, 1).detach().requires_grad_()
             value_grad = F.grid_sample(grad.contiguous(), places * unit - 1, align_corners=True)
-            [place_grad] = torch.autograd.grad(value_grad, places, values.transpose(1, 2).flatten(2, 3))
-        value_grad = value_grad.detach().unflatten(2, (pictures, -1)).transpose(1, 2)
-        place_grad = place_grad.unflatten(1, (pictures, -1)).permute(0, 1, 4, 2, 3)
-        return value_grad, place_grad
+            [place_grad] = torch.autograd.grad(value_grad, places, values)
+        return value_grad.detach(), place_grad.permute(0, 3, 1, 2)
 
 
 def splat(values: Tensor, places: Tensor) -> Tensor:
-    """Add up the values (n, k, C, H, W) of k pictures at places (n, k, 2, H, W), x and y in pixels: (n, C, H, W).
+    """Add up the values (n, C, H, W) of pictures at places (n, 2, H, W), x and y in pixels: (n, C, H, W).
 
     Each value is distributed to the four nearest pixels by bilinear weights. Values outside of the picture are lost.
     """

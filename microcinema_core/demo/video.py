@@ -1,4 +1,4 @@
-"""Trains a bundled video model on drawn clips: first the forward warp by their flow, then by the paper's objective."""
+"""Trains the bundled base model on drawn clips: first the forward warp by their flow, then by the paper's objective."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..training.objective import DiffusionLoss, VideoModel, by_band
 from ..training.trainer import Figures, Objective, Trainer
 from .captions import COLOURS, all_words, reverse
 from .config import DemoModelConfig
-from .network import DemoUNet, pooled
+from .network import WarpUNet, pooled
 from .scenes import REFERENCE_SIZE, SPEED_PIXELS
 from .shards import draw_pool, load, load_captions, open_shards
 from .text import trained_text
@@ -43,56 +43,54 @@ PIXEL_WEIGHT = 2.0  # of the error of colours, from 0 to 1, relative to that of 
 HELD_OUT = 16  # the last clips, which are not trained on, for samples and validation losses
 
 
-class DemoVideoModel(VideoModel):
-    """A VideoModel whose network may have a forward warp."""
+class WarpVideoModel(VideoModel):
+    """A VideoModel with a WarpUNet and a text encoder."""
 
-    network: DemoUNet
+    network: WarpUNet
+    text: TextEncoder
 
-    def warp(self, condition: Tensor, pixels: Tensor, tokens: Tensor | None, index: int) -> tuple[Tensor, Tensor]:
-        """Run the forward warp of the network on the latents (b, k, C, h, w) of a condition and their pixels
-        (b, k, 3, H, W).
+    def warp(self, condition: Tensor, pixels: Tensor, tokens: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """Run the forward warp on pictures, given their latents (b, C, h, w) and pixels (b, 3, H, W).
 
-        Returns the flow (b, k, 2, H, W), in pixels per frame, and frame `index` of the clip, (b, 3, H, W).
+        Returns the flow (b, 2, H, W), in pixels per frame, and frame `index` of the clip, (b, 3, H, W).
         """
-        network, frames = self.network, self.network.config.frames
-        text = pooled(self.text(tokens)) if self.text else None
-        features = network.appearance(condition.flatten(0, 1))[-1].unflatten(0, condition.shape[:2])
-        motion = network.forward_warp.estimate(network.forward_warp.encode(condition, features, pixels), text)
-        times = network.time_since_key_frame(network.tau(torch.arange(frames) - (frames - 1) / 2))[:, [index]]
-        rendered, _ = network.forward_warp.render(pixels, motion, text, times)
-        return network.forward_warp.flow(motion, text) / ((frames - 1) / 2), rendered[:, 0]
+        network, warp, frames = self.network, self.network.forward_warp, self.network.config.frames
+        text = pooled(self.text(tokens))[:, 0]
+        motion = warp.estimate(warp.encode(condition, network.appearance(condition)[-1], pixels), text)
+        rendered, _ = warp.render(pixels, motion, text, network.tau(torch.tensor([index - frames // 2])))
+        return warp.flow(motion, text) / ((frames - 1) / 2), rendered[:, 0]
 
 
 class MotionLoss(DiffusionLoss):
     """The paper's objective, and the losses of the forward warp."""
 
     def motion_losses(
-        self, model: DemoVideoModel, condition: Tensor, pixels: Tensor, flow: Tensor, frame: Tensor,
-        tokens: Tensor | None, index: int,
+        self, model: WarpVideoModel, condition: Tensor, pixels: Tensor, flow: Tensor, frame: Tensor, tokens: Tensor,
+        index: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The mean errors of each clip, (b,): the end-point error of the flow in pixels, given the true `flow`
-        (b, k, 2, H, W), and the error of the rendered frame `index`, given the true `frame` (b, 3, H, W).
+        (b, 2, H, W), and the error of the rendered frame `index`, given the true `frame` (b, 3, H, W).
 
         The errors are not squared, because the minimum of a squared error is a mean: where the region of a thing is
         uncertain, all of it would move by a part of the motion.
         """
         predicted, rendered = model.warp(condition, pixels, tokens, index)
-        flow_error, pixel_error = (predicted - flow).square().sum(2), (rendered - frame).square().sum(1)
-        return (flow_error + 0.01).sqrt().mean((1, 2, 3)), (pixel_error + 0.001).sqrt().mean((1, 2))
+        flow_error, pixel_error = (predicted - flow).square().sum(1), (rendered - frame).square().sum(1)
+        return (flow_error + 0.01).sqrt().mean((1, 2)), (pixel_error + 0.001).sqrt().mean((1, 2))
 
 
 def train_video(
     config: DemoRunConfig, model_config: DemoModelConfig, autoencoder: Autoencoder, folder: Path, scenes: Path,
     world: Processes,
 ) -> LoadedModel:  # fmt: skip
-    """Train a video model, or resume the run in `folder`. Returns the EMA model with the given autoencoder.
+    """Train the base model, or resume the run in `folder`. Returns the EMA model with the given autoencoder.
 
     The clips are drawn into the folder `scenes`. Raises MicroCinemaError as Trainer does.
     """
     losses = MotionLoss(model_config)
-    data = _prepare_data(config, model_config, losses, autoencoder, scenes, world)
-    if model_config.text:
-        model_config = replace(model_config, text=replace(model_config.text, tokenizer=word_tokenizer(all_words())))
+    data = _prepare_data(config, model_config, autoencoder, scenes, world)
+    assert model_config.text is not None
+    model_config = replace(model_config, text=replace(model_config.text, tokenizer=word_tokenizer(all_words())))
     with world.first_goes_first():
         model = _initial_model(config, model_config, autoencoder, folder / "text.safetensors")
     objective = DemoObjective(config, losses, model)
@@ -111,30 +109,23 @@ class _Data:
     captions: list[str]
     flow_captions: list[str]
     frames: list[Tensor]  # (n, t, 3, H, W) in uint8
-    flow: list[Tensor]  # (n, k, 2, H, W) in float16, pixels per frame
-    conditions: list[Tensor]  # (n, k, C, h, w) in float16, the latents of the condition
-    pixels: list[Tensor]  # (n, k, 3, H, W) in uint8, decoded from the latents
+    flow: list[Tensor]  # (n, 2, H, W) in float16, of the centre frame, pixels per frame
+    conditions: list[Tensor]  # (n, C, h, w) in float16, the latents of the centre frame
+    pixels: list[Tensor]  # (n, 3, H, W) in uint8, decoded from the latents
 
 
 def _prepare_data(
-    config: DemoRunConfig,
-    model_config: DemoModelConfig,
-    losses: MotionLoss,
-    autoencoder: Autoencoder,
-    scenes: Path,
-    world: Processes,
+    config: DemoRunConfig, model_config: DemoModelConfig, autoencoder: Autoencoder, scenes: Path, world: Processes
 ) -> _Data:
     """Draw and encode the clips, unless their files exist."""
-    interpolation, frames = model_config.network.condition == "ends", model_config.network.frames
     table, count = config.demo, max(1, config.train.workers)
     shards = table.shards + (table.flow_shards if table.flow_steps else 0)
     with world.first_goes_first(), locked(scenes, wait=True):
-        paths = draw_pool(scenes, shards, frames, model_config.width, interpolation, count)
+        paths = draw_pool(scenes, shards, model_config.network.frames, model_config.width, count)
         paths, flow_paths = paths[: table.shards], paths[table.shards :]
-        key_frames = losses.condition(torch.arange(frames)[None])[0]
         with ThreadPoolExecutor(count) as workers:
             encoded = list(workers.map(lambda path: encode_shard(path, autoencoder), paths))
-            decoded = list(workers.map(lambda path: decode_shard(path, autoencoder, key_frames), flow_paths))
+            decoded = list(workers.map(lambda path: decode_shard(path, autoencoder), flow_paths))
     return _Data(
         identity=" ".join(path.stem for path in (*encoded[:1], *decoded[:1])),
         latents=load(encoded, "latents"),
@@ -149,19 +140,16 @@ def _prepare_data(
 
 def _initial_model(
     config: DemoRunConfig, model_config: DemoModelConfig, autoencoder: Autoencoder, text_file: Path
-) -> DemoVideoModel:
+) -> WarpVideoModel:
     """The model at the start of a run. The text tower is trained here, unless its file exists, and frozen."""
     torch.manual_seed(config.train.seed)
-    text = TextEncoder(model_config.text) if model_config.text else None
-    model = channels_last(DemoVideoModel(model_config, text=text))
-    has_warp = model_config.network.forward_warp is not None
-    if text:
-        meanings = trained_text(text, config.demo.text_steps, config.train.seed, text_file)
-        if has_warp:
-            initialise_colours(model.network.forward_warp, meanings, model_config)
-        text.requires_grad_(False)
-    if has_warp:
-        model.network.forward_warp.autoencoder.load_state_dict(autoencoder.state_dict())
+    assert model_config.text is not None
+    text = TextEncoder(model_config.text)
+    model = channels_last(WarpVideoModel(model_config, text=text))
+    warp = model.network.forward_warp
+    initialise_colours(warp, trained_text(text, config.demo.text_steps, config.train.seed, text_file), model_config)
+    text.requires_grad_(False)
+    warp.autoencoder.load_state_dict(autoencoder.state_dict())
     return model
 
 
@@ -174,7 +162,7 @@ class FlowBatch:
     pixels: Tensor  # in uint8
     flow: Tensor
     frame: Tensor  # in uint8
-    tokens: Tensor | None
+    tokens: Tensor
 
 
 @dataclass
@@ -184,7 +172,7 @@ class ClipBatch:
     latents: Tensor
     noise: Tensor
     timesteps: Tensor
-    tokens: Tensor | None
+    tokens: Tensor
 
 
 class DemoObjective(Objective):
@@ -192,7 +180,7 @@ class DemoObjective(Objective):
 
     skips_parameters = True
 
-    def __init__(self, config: DemoRunConfig, losses: MotionLoss, model: DemoVideoModel):
+    def __init__(self, config: DemoRunConfig, losses: MotionLoss, model: WarpVideoModel):
         super().__init__()
         self.flow_steps, self.flow_bfloat16 = config.demo.flow_steps, config.demo.flow_bfloat16
         self.losses, self.model = losses, model
@@ -219,11 +207,11 @@ class _Batches:
     """The batches of one process, callable as Trainer's `batches`. They depend on the seed and the step alone."""
 
     def __init__(
-        self, config: DemoRunConfig, model_config: DemoModelConfig, data: _Data, model: DemoVideoModel, world: Processes
+        self, config: DemoRunConfig, model_config: DemoModelConfig, data: _Data, model: WarpVideoModel, world: Processes
     ):
         self.config, self.model_config, self.data, self.model, self.world = config, model_config, data, model, world
         self.count = len(data.latents) - HELD_OUT
-        cameras = [bool(model.text) and not COLOURS.keys() & caption.split() for caption in data.flow_captions]
+        cameras = [not COLOURS.keys() & caption.split() for caption in data.flow_captions]
         # The relative frequencies of the clips in steps that train the forward warp.
         self.flow_weights = torch.where(torch.tensor(cameras, dtype=torch.bool), CAMERA_SHARE, 1.0)
 
@@ -273,7 +261,7 @@ class _Samples:
     """Samples and losses of held-out clips, for Trainer."""
 
     def __init__(
-        self, model_config: DemoModelConfig, losses: MotionLoss, data: _Data, model: DemoVideoModel,
+        self, model_config: DemoModelConfig, losses: MotionLoss, data: _Data, model: WarpVideoModel,
         autoencoder: Autoencoder, world: Processes,
     ):  # fmt: skip
         self.model_config, self.losses, self.data, self.model = model_config, losses, data, model
@@ -288,12 +276,11 @@ class _Samples:
         noise = torch.randn(batch.shape, generator=torch.Generator().manual_seed(1))
         timesteps = torch.full((len(batch),), 900)
         figures = {"held_out": losses.losses(model, batch, timesteps, noise, tokenize(model, prompts)).mean().item()}
-        if model.text:
-            swapped = tokenize(model, [reverse(prompt) for prompt in prompts])
-            figures["held_out_swapped"] = losses.losses(model, batch, timesteps, noise, swapped).mean().item()
+        swapped = tokenize(model, [reverse(prompt) for prompt in prompts])
+        figures["held_out_swapped"] = losses.losses(model, batch, timesteps, noise, swapped).mean().item()
         pipeline = Pipeline(LoadedModel(model_config, model.network, self.autoencoder, model.text))
-        clips, cfg = batch[:4], model_config.cfg if model.text else 1.0
-        context = model.text.encode([""] * len(clips) * (cfg != 1) + prompts[: len(clips)]) if model.text else None
+        clips, cfg = batch[:4], model_config.cfg
+        context = model.text.encode([""] * len(clips) * (cfg != 1) + prompts[: len(clips)])
         sampled = pipeline.sample(
             losses.condition(clips), context, frames=batch.shape[1], cfg=cfg, seeds=list(range(len(clips)))
         )
@@ -303,9 +290,9 @@ class _Samples:
         return figures
 
 
-def tokenize(model: DemoVideoModel, prompts: list[str]) -> Tensor | None:
-    """The token ids (b, max_tokens) of prompts; None for a model without text."""
-    return model.text.tokenizer(prompts) if model.text else None
+def tokenize(model: WarpVideoModel, prompts: list[str]) -> Tensor:
+    """The token ids (b, max_tokens) of prompts."""
+    return model.text.tokenizer(prompts)
 
 
 @torch.no_grad()
@@ -326,33 +313,33 @@ def encode_shard(shard: Path, autoencoder: Autoencoder) -> Path:
     file exists. Returns its path."""
 
     def tensors() -> dict[str, Tensor]:
-        return {"latents": _encoded(load([shard], "frames"), autoencoder)}
+        frames = load([shard], "frames")
+        return {"latents": _encoded(frames.flatten(0, 1), autoencoder).unflatten(0, frames.shape[:2])}
 
     return _cached(shard, "latents", autoencoder, tensors)
 
 
 @torch.no_grad()
-def decode_shard(shard: Path, autoencoder: Autoencoder, key_frames: Tensor) -> Path:
+def decode_shard(shard: Path, autoencoder: Autoencoder) -> Path:
     """Write the inputs of a forward warp for all clips of a shard to a file beside it, unless the file exists.
 
-    The file contains the scaled `latents` (n, k, C, h, w) of the `key_frames` in float16, and the `pixels`
-    (n, k, 3, H, W) in uint8 that the autoencoder decodes from them. Returns its path.
+    The file contains the scaled `latents` (n, C, h, w) of the centre frames in float16, and the `pixels` (n, 3, H, W)
+    in uint8 that the autoencoder decodes from them. Returns its path.
     """
 
     def tensors() -> dict[str, Tensor]:
-        latents = _encoded(load([shard], "frames")[:, key_frames], autoencoder)
-        pixels = [autoencoder.decode(part.float()) for part in latents.flatten(0, 1).split(8)]
-        pixels = (torch.cat(pixels).clamp(0, 1) * 255).round().to(torch.uint8)
-        return {"latents": latents, "pixels": pixels.unflatten(0, latents.shape[:2]).contiguous()}
+        frames = load([shard], "frames")
+        latents = _encoded(frames[:, frames.shape[1] // 2], autoencoder)
+        pixels = torch.cat([autoencoder.decode(part.float()) for part in latents.split(8)])
+        return {"latents": latents, "pixels": (pixels.clamp(0, 1) * 255).round().to(torch.uint8).contiguous()}
 
     return _cached(shard, "seen", autoencoder, tensors)
 
 
-def _encoded(clips: Tensor, autoencoder: Autoencoder) -> Tensor:
-    """Clips (n, t, 3, H, W) in uint8 to scaled latents (n, t, C, h, w) in float16."""
-    parts = [part.to(memory_format=torch.channels_last).float() / 255 for part in clips.flatten(0, 1).split(8)]
-    latents = torch.cat([autoencoder.encode(part).half() for part in parts])
-    return latents.contiguous().unflatten(0, clips.shape[:2])
+def _encoded(pictures: Tensor, autoencoder: Autoencoder) -> Tensor:
+    """Pictures (n, 3, H, W) in uint8 to scaled latents (n, C, h, w) in float16."""
+    parts = [part.to(memory_format=torch.channels_last).float() / 255 for part in pictures.split(8)]
+    return torch.cat([autoencoder.encode(part).half() for part in parts]).contiguous()
 
 
 def _cached(shard: Path, name: str, autoencoder: Autoencoder, tensors: Callable[[], dict[str, Tensor]]) -> Path:

@@ -1,4 +1,4 @@
-"""The forward warp of the bundled models: moves the condition's pixels along trajectories that depend on the text."""
+"""The forward warp of the base model: moves the condition's pixels along trajectories that depend on the text."""
 
 from __future__ import annotations
 
@@ -18,15 +18,11 @@ from .config import DemoNetworkConfig
 from .edges import least_zoom, show_uncovered
 from .splat import compose, downsample, splat_clip
 
-WarpInputs = tuple[Tensor, Tensor]  # pixels (clips, k, 3, H, W), and features (clips, k, C, h, w)
+WarpInputs = tuple[Tensor, Tensor]  # pixels (clips, 3, H, W), and features (clips, C, h, w)
 
 REGIONS = 16  # regions of the picture with a velocity relative to the camera
 CELLS_PER_UNIT = 8.0  # the unit of length of velocities, in latent cells
 WEIGHT_SCALE = 0.2  # of weights, so that a step of the optimiser changes a velocity by much less than a cell
-MATCH_RADIUS = 4  # of the search for a pixel in the other picture, in steps of two pixels
-MATCH_SIDE = 2 * MATCH_RADIUS + 1
-MATCH_SHARPNESS = 20.0  # of the softmax over the candidates
-MATCH_CHANNELS = 12
 FEATURE_CHANNELS = 24  # of the features at half the resolution of the picture
 MOTION_CHANNELS = 48  # of the features and the pixels together
 CHANNELS_PER_LEVEL = 24  # added at each lower resolution of the refinement
@@ -38,16 +34,12 @@ BACKGROUND_LOGIT = 12  # subtracted from the background logit around moving pixe
 
 
 class ForwardWarp(nn.Module):
-    """Moves every pixel of the condition's pictures along a trajectory, and encodes the resulting frames as latents.
+    """Moves every pixel of a picture along a trajectory that a text describes, and encodes the frames as latents.
 
-    With text, the position of a pixel x at time τ is exp(τM)·x + τ·v(x), where τ is the signed time from the
-    condition's frame. M is an affine motion of the whole picture (pan, zoom, roll) and linear in the pooled text. v(x)
-    is the sum Σ_j g_j(x)·v_j over regions, replaced by the nearest velocity of a thing in the text, or by 0. The v_j
-    are linear in the text; the masks g_j of the regions are computed from the picture and the text.
-
-    Without text, the position of a pixel of one end frame is x + |τ|·v(x) on its way to the other end frame, so that
-    the model is symmetric in time. v is computed from both pictures and from a cost volume between them with its soft
-    argmin (Kendall et al., "End-to-End Learning of Geometry and Context for Deep Stereo Regression", ICCV 2017).
+    The position of a pixel x at time τ is exp(τM)·x + τ·v(x), where τ is the signed time from the picture. M is an
+    affine motion of the whole picture (pan, zoom, roll) and linear in the pooled text. v(x) is the sum Σ_j g_j(x)·v_j
+    over regions, replaced by the nearest velocity of a thing in the text, or by 0. The v_j are linear in the text; the
+    masks g_j of the regions are computed from the picture and the text.
 
     Holes are filled with the nearest pixels that have a high background logit; what the camera uncovers beyond the
     edges of the picture is the picture continued (edges.py), in `forward`. Pixels are warped instead of latents,
@@ -60,167 +52,106 @@ class ForwardWarp(nn.Module):
         super().__init__()
         kw = {"dtype": dtype, "device": device}
         assert config.forward_warp is not None
-        width, latent, factor = config.model_channels, config.latent_channels, config.forward_warp.factor
+        width, context_dim, factor = config.model_channels, config.context_dim, config.forward_warp.factor
         self.autoencoder = Autoencoder(config.forward_warp, operations=operations, **kw).requires_grad_(False)
-        self.has_text = config.context_dim is not None
-        self.motions = REGIONS if self.has_text else 3
         self.unit = CELLS_PER_UNIT * factor  # the unit of length in pixels
-        pictures = 1 if config.condition == "centre" else 2
 
         def conv(channels, out_channels, size):
             return operations.Conv2d(channels, out_channels, size, padding=size // 2, **kw)
 
-        self.features_in = conv(pictures * (width + latent), 2 * width, 3)
+        def linear(out_channels):
+            return operations.Linear(context_dim, out_channels, bias=False, **kw)
+
+        self.features_in = conv(width + config.latent_channels, 2 * width, 3)
         self.features_norm = operations.GroupNorm(config.norm_groups, 2 * width, **kw)
         self.features_mid = conv(2 * width, 2 * width, 3)
         self.upsample = nn.Sequential(
             conv(2 * width, FEATURE_CHANNELS * (factor // 2) ** 2, 1), nn.PixelShuffle(factor // 2)
         )
-        self.pixels_in = conv(
-            FEATURE_CHANNELS + pictures * 12 + (0 if self.has_text else MATCH_CHANNELS), MOTION_CHANNELS, 3
-        )
+        self.pixels_in = conv(FEATURE_CHANNELS + 12, MOTION_CHANNELS, 3)
         self.pixels_norm = operations.GroupNorm(config.norm_groups, MOTION_CHANNELS, **kw)
         self.head = nn.Sequential(
-            conv(MOTION_CHANNELS, MOTION_CHANNELS, 3), nn.SiLU(), conv(MOTION_CHANNELS, 4 * (self.motions + 2), 1)
+            conv(MOTION_CHANNELS, MOTION_CHANNELS, 3), nn.SiLU(), conv(MOTION_CHANNELS, 4 * (REGIONS + 2), 1)
         )
-        if self.has_text:
-            self.region_velocities = zero(operations.Linear(config.context_dim, 2 * (REGIONS + 3), bias=False, **kw))
-            self.colour_velocities = zero(
-                operations.Linear(config.context_dim, 2 * len(COLOURS), bias=False, **kw)
-            ).requires_grad_(False)
-            self.text_modulation = operations.Linear(
-                config.context_dim, 2 * (2 * width + MOTION_CHANNELS), bias=False, **kw
-            )
-            self.refine = _Refinement(config, int(math.log2(factor)) - 1, operations=operations, **kw)
-        else:
-            self.match_scores = conv(MATCH_SIDE**2, MATCH_SIDE**2, 1)
-            self.matches_in = conv(MATCH_SIDE**2, MATCH_CHANNELS, 1)
-            with torch.no_grad():  # the initial scores prefer pixels that are similar and near
-                distance = torch.cartesian_prod(*[torch.arange(-MATCH_RADIUS, MATCH_RADIUS + 1.0)] * 2).square().sum(1)
-                self.match_scores.weight.copy_(-400 / MATCH_SHARPNESS * torch.eye(MATCH_SIDE**2)[..., None, None])
-                self.match_scores.bias.copy_(-distance / MATCH_SHARPNESS)
+        self.region_velocities = zero(linear(2 * (REGIONS + 3)))
+        self.colour_velocities = zero(linear(2 * len(COLOURS))).requires_grad_(False)
+        self.text_modulation = linear(2 * (2 * width + MOTION_CHANNELS))
+        self.refine = _Refinement(config, int(math.log2(factor)) - 1, operations=operations, **kw)
 
     def encode(self, latents: Tensor, features: Tensor, pixels: Tensor | None = None) -> WarpInputs:
         """Compute what is the same for all texts and times, once per clip.
 
-        From the latents and AppearNet's last features (clips, k, C, h, w) of the k pictures: their pixels
-        (clips, k, 3, H, W), which are decoded unless given, and features (clips, k, C', h, w).
+        From a picture's latents (clips, C, h, w) and AppearNet's last features (clips, C', h, w): its pixels
+        (clips, 3, H, W), which are decoded unless given, and features (clips, 2·C', h, w).
         """
         if pixels is None:
             with torch.no_grad():
-                pixels = self.autoencoder.decode(latents.flatten(0, 1)).clamp(0, 1).unflatten(0, latents.shape[:2])
-        joined = torch.cat([features, latents], dim=2)
-        return pixels, self.features_in(_with_other_picture(joined).flatten(0, 1)).unflatten(0, joined.shape[:2])
+                pixels = self.autoencoder.decode(latents).clamp(0, 1)
+        return pixels, self.features_in(torch.cat([features, latents], dim=1))
 
     @torch.no_grad()
     def forward(
-        self, inputs: WarpInputs, text: Tensor | None, times: Tensor, zoom: Tensor | None = None
+        self, inputs: WarpInputs, text: Tensor, times: Tensor, zoom: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Warp clips: returns latents (b·t, C, h, w) and their visibility (b·t, 1, h, w), 0 to 1.
 
         inputs: the result of `encode` for b clips, or for a divisor of b.
-        text: (b, 1, D), pooled.
-        times: (k, t) or (b, k, t), from the frame of each picture.
-        zoom: (b,), the magnification of all frames, with a text only.
+        text: (b, D), pooled.
+        times: (t,) or (b, t), τ.
+        zoom: (b,), the magnification of all frames.
         """
         motion = self.estimate(inputs, text)
         rendered, visibility = self.render(inputs[0], motion, text, times, zoom)
-        if text is not None:
-            views = self._views(motion, text, times)
-            views = views if zoom is None else zoom.view(-1, 1, 1, 1) * views
-            rendered = show_uncovered(rendered, inputs[0][:, 0], views)
+        views = self._views(motion, text, times)
+        views = views if zoom is None else zoom.view(-1, 1, 1, 1) * views
+        rendered = show_uncovered(rendered, inputs[0], views)
         rendered, visibility = (x.flatten(0, 1).to(inputs[1].dtype) for x in (rendered, visibility))
         latents = self.autoencoder.encode(rendered.contiguous(memory_format=torch.channels_last))
         return latents, F.avg_pool2d(visibility, self.autoencoder.config.factor)
 
-    def estimate(self, inputs: WarpInputs, text: Tensor | None) -> Tensor:
-        """Estimate the motion of each pixel, (b, k, 4, H, W): its velocity relative to the camera, right and down in
-        units per τ, and two logits, for how near it is and how suitable as background."""
-        pixels, features = inputs
-        h = self.features_norm(features.flatten(0, 1))
-        fine = F.pixel_unshuffle(_with_other_picture(pixels).flatten(0, 1), 2).to(features.dtype)
-        if text is None:
-            velocities, weights = self._estimate_from_matches(h, fine, pixels)
-        else:
-            velocities, weights = self._estimate_from_text(h, fine, text)
-        motion = F.pixel_shuffle(torch.cat([velocities, weights], dim=1).flatten(1, 2), 2)
-        return motion.unflatten(0, (-1, pixels.shape[1]))
+    def estimate(self, inputs: WarpInputs, text: Tensor) -> Tensor:
+        """Estimate the motion of each pixel, (b, 4, H, W): its velocity relative to the camera, right and down in
+        units per τ, and two logits, for how near it is and how suitable as background.
 
-    def _estimate_from_text(self, h: Tensor, fine: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Velocities and logits, each (b, 2, 4, H/2, W/2) with the pixels of 2×2 blocks in the third dimension, from
-        normalised features h (clips, C, h, w), pixels `fine` (clips, C', H/2, W/2) and pooled texts (b, 1, D)."""
-        h, fine = (x.repeat(len(text) // len(x), 1, 1, 1) for x in (h, fine))
-        modulation = WEIGHT_SCALE * self.text_modulation(text[:, 0].to(h.dtype))[..., None, None]
-        scale, shift, fine_scale, fine_shift = modulation.split([h.shape[1]] * 2 + [MOTION_CHANNELS] * 2, dim=1)
-        h = self._motion_features(h * (1 + scale) + shift, fine)
-        h = self.refine(h * (1 + fine_scale) + fine_shift, text[:, 0].to(h.dtype))
-        regions, weights = self._motion_head(h)
-        masks = torch.sigmoid(4 * regions - 2)
-        return torch.einsum("bjshw,bji->bishw", masks, self._vectors_of(text)[:, :REGIONS]), weights
-
-    def _estimate_from_matches(self, h: Tensor, fine: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """The same without text, from two pictures' pixels (clips, 2, 3, H, W); h and `fine` have 2·clips rows."""
-        probabilities, matched = self._match_pixels(pixels)
-        fine = torch.cat([fine, self.matches_in(probabilities.to(h.dtype))], dim=1)
-        motions, weights = self._motion_head(self._motion_features(h, fine))
-        velocities = WEIGHT_SCALE * motions[:, :2] + torch.sigmoid(motions[:, 2:]) * matched[:, :, None]
-        return velocities, weights
-
-    def _motion_features(self, h: Tensor, fine: Tensor) -> Tensor:
-        """Combine features (n, C, h, w) and pixels (n, C', H/2, W/2) to features (n, MOTION_CHANNELS, H/2, W/2)."""
-        h = self.upsample(F.silu(self.features_mid(F.silu(h))))
-        return self.pixels_norm(self.pixels_in(torch.cat([h, fine], dim=1)))
-
-    def _motion_head(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Motions (n, self.motions, 4, H/2, W/2) and logits (n, 2, 4, H/2, W/2) from the features."""
-        return self.head(F.silu(h)).float().unflatten(1, (-1, 4)).split([self.motions, 2], dim=1)
-
-    def _match_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Match the pixels of two pictures (clips, 2, 3, H, W), each with those of the other one.
-
-        Returns the probabilities of the displacements, (clips·2, MATCH_SIDE², H/2, W/2), and the expected displacement
-        as a velocity, (clips·2, 2, H/2, W/2).
+        The layers work at half the picture's resolution, on blocks of 2×2 pixels.
         """
-        first, indices = downsample(pixels), range(MATCH_SIDE)
-        height, width = first.shape[-2:]
-        second = F.pad(first.flip(1).flatten(0, 1), [MATCH_RADIUS] * 4, mode="replicate")
-        first = first.flatten(0, 1)
-        costs = [(second[..., y:, x:][..., :height, :width] - first).abs().mean(1) for y in indices for x in indices]
-        cost = F.avg_pool2d(torch.stack(costs, dim=1), 3, stride=1, padding=1, count_include_pad=False)
-        probabilities = torch.softmax(MATCH_SHARPNESS * self.match_scores(cost).float(), dim=1)
-        # A displacement has a unit of two pixels, and takes a time of two τ.
-        velocity = torch.arange(-MATCH_RADIUS, MATCH_RADIUS + 1, device=pixels.device) / self.unit
-        right, down = (probabilities.unflatten(1, (MATCH_SIDE, MATCH_SIDE)).sum(dim) for dim in (1, 2))
-        return probabilities, torch.stack([torch.einsum("bshw,s->bhw", x, velocity) for x in (right, down)], dim=1)
+        pixels, features = inputs
+        h, fine = self.features_norm(features), F.pixel_unshuffle(pixels, 2).to(features.dtype)
+        h, fine = (x.repeat(len(text) // len(x), 1, 1, 1) for x in (h, fine))
+        text_in = text.to(h.dtype)
+        modulation = WEIGHT_SCALE * self.text_modulation(text_in)[..., None, None]
+        scale, shift, fine_scale, fine_shift = modulation.split([h.shape[1]] * 2 + [MOTION_CHANNELS] * 2, dim=1)
+        h = self.upsample(F.silu(self.features_mid(F.silu(h * (1 + scale) + shift))))
+        h = self.pixels_norm(self.pixels_in(torch.cat([h, fine], dim=1)))
+        h = self.refine(h * (1 + fine_scale) + fine_shift, text_in)
+        regions, logits = self.head(F.silu(h)).float().unflatten(1, (-1, 4)).split([REGIONS, 2], dim=1)
+        masks = torch.sigmoid(4 * regions - 2)  # (b, REGIONS, 4, H/2, W/2), with the pixels of a block in dimension 2
+        velocities = torch.einsum("bjshw,bji->bishw", masks, self._vectors_of(text)[:, :REGIONS])
+        return F.pixel_shuffle(torch.cat([velocities, logits], dim=1).flatten(1, 2), 2)
 
     def render(
-        self, pixels: Tensor, motion: Tensor, text: Tensor | None, times: Tensor, zoom: Tensor | None = None
+        self, pixels: Tensor, motion: Tensor, text: Tensor, times: Tensor, zoom: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Render frames: pixels (b, t, 3, H, W) and their visibility (b, t, 1, H, W), 0 to 1.
 
-        pixels: (clips, k, 3, H, W); motion: the result of `estimate`, (b, k, 4, H, W); the rest as in `forward`.
+        pixels: (clips, 3, H, W); motion: the result of `estimate`, (b, 4, H, W); the rest as in `forward`.
         """
-        if text is not None:
-            motion = _dilate_moving(torch.cat([self._snap_velocities(motion[:, :, :2], text), motion[:, :, 2:]], dim=2))
-        velocities, nearness, background = motion.split([2, 1, 1], dim=2)
-        pixels = pixels.float().repeat(len(motion) // len(pixels), 1, 1, 1, 1)
+        motion = _dilate_moving(torch.cat([self._snap_velocities(motion[:, :2], text), motion[:, 2:]], dim=1))
+        velocities, nearness, background = motion.split([2, 1, 1], dim=1)
+        pixels = pixels.float().repeat(len(motion) // len(pixels), 1, 1, 1)
         # Nearer pixels cover farther ones. The background fills the holes, at half the resolution.
         weights = (4 * torch.tanh(nearness / 4)).exp(), torch.sigmoid(background)
-        front, back = (torch.cat([weight * pixels, weight], dim=2)[:, None] for weight in weights)  # (b, 1, k, …)
-        back = downsample(back)
-        if times.shape[-2] > 1:
-            closeness = (1 - times.abs() / times.abs().sum(dim=-2, keepdim=True)).mT[..., None, None, None]
-            front, back = front * closeness, back * closeness
+        front, back = (torch.cat([weight * pixels, weight], dim=1) for weight in weights)
         places = self._trajectories(velocities, text, times)
         if zoom is not None:
             middle = self._pixel_grid(motion)[1]
-            places = middle + zoom.view(-1, 1, 1, 1, 1, 1) * (places - middle)
-        return compose(splat_clip(front, places), splat_clip(back, (downsample(places) - 0.5) / 2))
+            places = middle + zoom.view(-1, 1, 1, 1, 1) * (places - middle)
+        return compose(splat_clip(front, places), splat_clip(downsample(back), (downsample(places) - 0.5) / 2))
 
     @torch.no_grad()
     def overscan(self, inputs: WarpInputs, text: Tensor, times: Tensor) -> Tensor:
-        """The least magnification (b,) at which frames at these times (1, t) show nothing outside of the picture; 1
-        where they show nothing without it. The arguments are those of `forward`.
+        """The least magnification (b,) at which frames at these times (t,) show nothing outside of the picture; 1 where
+        they show nothing without it. The arguments are those of `forward`.
 
         Raises MicroCinemaError where the camera leaves the picture, or nearly.
         """
@@ -232,55 +163,47 @@ class ForwardWarp(nn.Module):
             )
         return zoom
 
-    def flow(self, motion: Tensor, text: Tensor | None) -> Tensor:
-        """The velocity of every pixel in its own picture, with the camera's, (b, k, 2, H, W): right and down, in pixels
-        per τ."""
-        velocities = motion[:, :, :2]
-        if text is not None:
-            affine, (places, _) = self._camera(text), self._pixel_grid(motion)
-            camera = torch.einsum("bij,jhw->bihw", affine[:, :2, :2], places) + affine[:, :2, 2, None, None]
-            velocities = velocities + camera[:, None]
-        else:  # the pixels of the last frame move backwards in time
-            velocities = torch.stack([velocities[:, 0], -velocities[:, 1]], dim=1)
-        return self.unit * velocities
+    def flow(self, motion: Tensor, text: Tensor) -> Tensor:
+        """The velocity of every pixel of the picture, with the camera's, (b, 2, H, W): right and down, in pixels per
+        τ."""
+        affine, (places, _) = self._camera(text), self._pixel_grid(motion)
+        camera = torch.einsum("bij,jhw->bihw", affine[:, :2, :2], places) + affine[:, :2, 2, None, None]
+        return self.unit * (motion[:, :2] + camera)
 
-    def _trajectories(self, velocities: Tensor, text: Tensor | None, times: Tensor) -> Tensor:
-        """The position of each pixel at each time, (b, t, k, 2, H, W): x and y in pixels."""
+    def _trajectories(self, velocities: Tensor, text: Tensor, times: Tensor) -> Tensor:
+        """The position of each pixel at each time, (b, t, 2, H, W): x and y in pixels, from velocities (b, 2, H, W)."""
         places, middle = self._pixel_grid(velocities)
-        if text is None:
-            times = times.mT[..., None, None]
-            return middle + self.unit * (places + times.abs()[..., None] * velocities[:, None])
         moves = self._camera_moves(text, times)
-        camera = torch.einsum("btkij,jhw->btkihw", moves[..., :2], places) + moves[..., 2, None, None]
-        return middle + self.unit * (camera + times.mT[..., None, None, None] * velocities[:, None])
+        camera = torch.einsum("btij,jhw->btihw", moves[..., :2], places) + moves[..., 2, None, None]
+        return middle + self.unit * (camera + times[..., None, None, None] * velocities[:, None])
 
     def _camera_moves(self, text: Tensor, times: Tensor) -> Tensor:
-        """exp(τM) of pooled texts at times as in `forward`, without its last row: (b, t, k, 2, 3), in units."""
-        return torch.linalg.matrix_exp(times.mT[..., None, None] * self._camera(text)[:, None, None])[..., :2, :]
+        """exp(τM) of pooled texts at times as in `forward`, without its last row: (b, t, 2, 3), in units."""
+        return torch.linalg.matrix_exp(times[..., None, None] * self._camera(text)[:, None])[..., :2, :]
 
     def _views(self, motion: Tensor, text: Tensor, times: Tensor) -> Tensor:
         """Where the whole picture goes, affine maps (b, t, 2, 3) from the picture to the frame, both in pixels from the
         centre. In camera moves the regions take part: most of a pan is the velocity that all pixels have in common, the
-        median of those of a motion (b, 1, 4, H, W)."""
-        moves = self._camera_moves(text, times)[:, :, 0]
-        common = self._snap_velocities(motion[:, :, :2], text)[:, 0].flatten(2).median(dim=-1).values
-        offsets = self.unit * (moves[..., 2] + times.mT * common[:, None])
+        median of those of a motion (b, 4, H, W)."""
+        moves = self._camera_moves(text, times)
+        common = self._snap_velocities(motion[:, :2], text).flatten(2).median(dim=-1).values
+        offsets = self.unit * (moves[..., 2] + times[..., None] * common[:, None])
         return torch.cat([moves[..., :2], offsets[..., None]], dim=-1)
 
     def _vectors_of(self, text: Tensor) -> Tensor:
-        """Pooled texts (b, 1, D) to vectors (b, REGIONS + 3, 2): the velocities of the regions, the columns of M."""
-        return WEIGHT_SCALE * self.region_velocities(text).float().unflatten(2, (-1, 2))[:, 0]
+        """Pooled texts (b, D) to vectors (b, REGIONS + 3, 2): the velocities of the regions, the columns of M."""
+        return WEIGHT_SCALE * self.region_velocities(text).float().unflatten(1, (-1, 2))
 
     def _snap_velocities(self, velocities: Tensor, text: Tensor) -> Tensor:
-        """Replace velocities (b, 1, 2, H, W) by the nearest velocity of a thing in the text, or by 0, since the text
+        """Replace velocities (b, 2, H, W) by the nearest velocity of a thing in the text, or by 0, since the text
         determines them exactly. Velocities remain unchanged for a text without moving things."""
-        named = self.colour_velocities(text[:, 0]).float().unflatten(1, (-1, 2))
+        named = self.colour_velocities(text).float().unflatten(1, (-1, 2))
         moving = (named.norm(dim=2) / MIN_VELOCITY).clamp(max=1)
         weights, choices = F.pad(moving, (1, 0), value=1.0), F.pad(named, (0, 0, 1, 0))[..., None, None]  # 0 first
-        distance = (velocities - choices).square().sum(2)
+        distance = (velocities[:, None] - choices).square().sum(2)
         chosen = torch.softmax(weights.log()[..., None, None] - distance / (2 * VELOCITY_TOLERANCE**2), dim=1)
-        snapped = (chosen[:, :, None] * choices).sum(1, keepdim=True)
-        return torch.lerp(velocities, snapped, moving.amax(dim=1).view(-1, 1, 1, 1, 1))
+        snapped = (chosen[:, :, None] * choices).sum(1)
+        return torch.lerp(velocities, snapped, moving.amax(dim=1).view(-1, 1, 1, 1))
 
     def _camera(self, text: Tensor) -> Tensor:
         """The camera's motion M of pooled texts, (b, 3, 3); its last row is zero."""
@@ -334,17 +257,12 @@ class _Refinement(nn.Module):
 
 
 def _dilate_moving(motion: Tensor) -> Tensor:
-    """Dilate the moving regions of a motion (b, 1, 4, H, W), because the autoencoder blurs a thing into the pixels
-    around it: these get the thing's velocity and nearness, and do not fill the hole that it leaves."""
-    velocities, nearness, background = motion[:, 0].split([2, 1, 1], dim=1)
+    """Dilate the moving regions of a motion (b, 4, H, W), because the autoencoder blurs a thing into the pixels around
+    it: these get the thing's velocity and nearness, and do not fill the hole that it leaves."""
+    velocities, nearness, background = motion.split([2, 1, 1], dim=1)
     speed = velocities.norm(dim=1, keepdim=True)
     moving = (speed / MIN_VELOCITY).clamp(max=1)
     _, fastest = F.max_pool2d(speed, 3, stride=1, padding=1, return_indices=True)
     velocities = velocities.flatten(2).gather(2, fastest.flatten(2).expand(-1, 2, -1)).view_as(velocities)
     background = background - BACKGROUND_LOGIT * F.max_pool2d(moving, 5, stride=1, padding=2)
-    return torch.cat([velocities, nearness + FRONT_LOGIT * moving, background], dim=1)[:, None]
-
-
-def _with_other_picture(pictures: Tensor) -> Tensor:
-    """(clips, 1, C, …) unchanged; (clips, 2, C, …) to (clips, 2, 2·C, …): to each picture the channels of the other."""
-    return pictures if pictures.shape[1] == 1 else torch.cat([pictures, pictures.flip(1)], dim=2)
+    return torch.cat([velocities, nearness + FRONT_LOGIT * moving, background], dim=1)

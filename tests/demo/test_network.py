@@ -24,9 +24,8 @@ from microcinema_core.model.parameters import parameter_table
 def test_a_configuration_gets_its_class():
     assert type(build(TINY, device="meta")) is MicroCinemaUNet
     classes = {name: type(build(config, device="meta")) for name, config in VARIANTS.items()}
-    assert classes == dict.fromkeys(VARIANTS, DemoUNet) | {
-        "warp": WarpUNet, "like the demo": WarpUNet, "flow between ends": FlowUNet
-    }  # fmt: skip
+    own = {"warp": WarpUNet, "like the demo": WarpUNet, "flow between ends": FlowUNet}
+    assert classes == dict.fromkeys(VARIANTS, DemoUNet) | own
 
 
 def test_without_its_additions_it_is_the_papers_network_to_the_bit():
@@ -93,9 +92,8 @@ def test_residual_preconditioning_turns_edms_target_into_v(config):
     noisy, rho = alpha * clips + sigma * noise, 0.5
     q = (alpha**2 * rho**2 + sigma**2).sqrt()
     target = (clips - static - rho**2 * alpha / q**2 * (noisy - alpha * static)) * q / (rho * sigma)
-    prediction = Prediction(static.flatten(0, 1), None, torch.zeros(10, 1, 1, 1, dtype=bool))
-    batch = batch_of(noisy.flatten(0, 1), timesteps)
-    found = net._precondition(target.flatten(0, 1), batch, prediction)
+    prediction = Prediction(static.flatten(0, 1), None, is_given=torch.zeros(10, 1, 1, 1, dtype=torch.bool))
+    found = net._precondition(target.flatten(0, 1), batch_of(noisy.flatten(0, 1), timesteps), prediction)
     torch.testing.assert_close(found, (alpha * noise - sigma * clips).flatten(0, 1), atol=1e-4, rtol=1e-4)
 
 
@@ -130,7 +128,7 @@ def test_motion_is_as_large_as_the_noisy_clip_shows():
     net = build(replace(VARIANTS["warp"], residual_std=0.01, amplitude_std=0.2))
     with torch.no_grad():
         net.forward_warp.region_velocities.weight[2 * (REGIONS + 2)] = 0.2  # 3 pixels to the right, for the text below
-        latents, text, times = torch.randn(1, 1, 4, 8, 8), torch.full((1, 1, 12), 0.2), torch.linspace(-1, 1, 5)[None]
+        latents, text, times = torch.randn(1, 1, 4, 8, 8), torch.full((1, 12), 0.2), torch.linspace(-1, 1, 5)
         condition = net.encode_condition(latents, lambda_=LAMBDA)
         warp_inputs = condition.warp_inputs
         static = net.forward_warp(warp_inputs, text, 0 * times)[0]  # z^c, as this untrained autoencoder has it
@@ -166,11 +164,9 @@ def test_every_parameter_learns(config):
     assert out.shape == x.shape
     loss = out.square().mean()
     if config.forward_warp:  # its paths learn from where pixels go
-        clips, k, _, height, width = latents.shape
-        pixels, text = torch.rand(clips, k, 3, 4 * height, 4 * width), pooled(context) if context is not None else None
-        motion = net.forward_warp.estimate(net.forward_warp.encode(latents, condition.features, pixels), text)
-        times = net.tau(torch.arange(5) - 2)[None]
-        loss = loss + net.forward_warp.render(pixels, motion, text, times)[0].mean()
+        warp, text, pixels = net.forward_warp, pooled(context)[:, 0], torch.rand(2, 3, 32, 32)
+        motion = warp.estimate(warp.encode(latents[:, 0], condition.features[:, 0], pixels), text)
+        loss = loss + warp.render(pixels, motion, text, net.tau(torch.arange(5) - 2))[0].mean()
     if config.flow_warp:  # the flow network learns from frames
         frame = net.flow_warp.between(torch.rand(2, 2, 3, 64, 64), [0.25])[0].frame
         loss = loss + frame.square().mean() + net.flow_warp.residual(latents.flatten(0, 1)).square().mean()

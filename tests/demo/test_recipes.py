@@ -1,6 +1,7 @@
 """The bundled models' training: it can be killed and resumed without a trace, and ends in a model file."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,13 +16,13 @@ from demo_networks import VARIANTS, tiny_demo_base
 from safetensors.torch import load_file
 from short_runs import ALONE, full_disk, log_of, same_states, state_of, torchrun
 from short_runs import CONFIG as GENERIC
-from tiny import random_model
+from tiny import random_model, tiny_base
 
 from microcinema_core.checkpoint import LoadedModel, load_model, save_model
 from microcinema_core.demo import recipes, shards, video
 from microcinema_core.demo.autoencoder import train_autoencoder
 from microcinema_core.demo.captions import COLOURS
-from microcinema_core.demo.config import DEMO_BASE, DEMO_INTERPOLATION
+from microcinema_core.demo.config import DEMO_BASE
 from microcinema_core.demo.recipes import DemoRunConfig, DemoTable
 from microcinema_core.demo.scenes import draw_clip
 from microcinema_core.demo.warp import ForwardWarp
@@ -32,9 +33,9 @@ from microcinema_core.model import build
 from microcinema_core.model.autoencoder import Autoencoder
 
 ROOT = Path(__file__).parents[2]
-TABLE = DemoTable(task="diffusion", model="demo-base", shards=1, text_steps=2)
+TABLE = DemoTable(task="diffusion", model="demo-base", shards=1, text_steps=2, flow_steps=2, flow_shards=1)
 CONFIG = DemoRunConfig(replace(GENERIC.train, batch_size=2), TABLE)
-DEMO_SHAPE = DEMO_BASE.network.frames, DEMO_BASE.width, False  # of its shards
+DEMO_SHAPE = DEMO_BASE.network.frames, DEMO_BASE.width  # of its shards
 
 
 # --- a video model ---
@@ -45,27 +46,31 @@ class PowerCut(Exception):
 
 
 @pytest.fixture(scope="module")
-def autoencoder(demo_config):
-    return random_model(demo_config).autoencoder
+def model_config():
+    return tiny_demo_base(forward_warp=tiny_base().autoencoder, residual_std=0.2, amplitude_std=0.05)
 
 
 @pytest.fixture(scope="module")
-def runs(demo_config, demo_ends_config, autoencoder, tmp_path_factory):
+def autoencoder(model_config):
+    return random_model(model_config).autoencoder
+
+
+@pytest.fixture(scope="module")
+def runs(model_config, autoencoder, tmp_path_factory):
     """Runs of one tiny configuration over one pool of 20 scenes: `run(name, at)` calls `at` at every step."""
     root = tmp_path_factory.mktemp("runs")
 
-    def run(name, at=lambda step: None, kind="centre"):
+    def run(name, at=lambda step: None):
         forward = video.DemoObjective.forward
 
         def watched(objective, step, batch):
             at(step)
             return forward(objective, step, batch)
 
-        model_config = demo_config if kind == "centre" else demo_ends_config
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(shards, "CLIPS_PER_SHARD", 20)
             patch.setattr(video.DemoObjective, "forward", watched)
-            result = video.train_video(CONFIG, model_config, autoencoder, root / name, root / kind, ALONE)
+            result = video.train_video(CONFIG, model_config, autoencoder, root / name, root / "scenes", ALONE)
         return root / name, result
 
     return run
@@ -101,7 +106,7 @@ def test_training_changes_every_part_of_the_model(whole):
     moments = {key: tensor for key, tensor in state.items() if key.startswith("optimizer.exp_avg_sq.")}
     assert all(
         f"optimizer.exp_avg_sq.model.{name}" in moments
-        for name in ("network.out.2.weight", "network.condition_in.weight")
+        for name in ("network.out.2.weight", "network.condition_in.weight", "network.forward_warp.head.0.weight")
     )
     for part in ("network.temporal_convs", "network.temporal_transformers", "network.appearance_injections"):
         assert any(tensor.any() for key, tensor in moments.items() if f".{part}" in key), part
@@ -119,17 +124,11 @@ def test_log_has_noise_bands_and_the_swapped_caption(whole):
     assert sorted(path.name for path in whole[0].glob("*.png")) == ["samples-000006.png"]
 
 
-def test_interpolation_trains_without_text(runs):
-    folder, result = runs("between", kind="ends")
-    assert result.text is None and result.config.network.condition == "ends"
-    assert "held_out_swapped" not in log_of(folder)[-1] and "held_out" in log_of(folder)[-1]
-
-
 # --- a forward warp ---
 
 
 def test_motion_is_measured_in_every_pixel():
-    found = torch.full((2, 1, 2, 96, 96), 2.0)
+    found = torch.full((2, 2, 96, 96), 2.0)
     found[..., ::2], found[..., 1::2] = 1.0, 3.0  # right on average only
 
     class Pan:
@@ -145,25 +144,26 @@ def test_motion_is_measured_in_every_pixel():
 
 def test_a_warp_is_taught_from_what_the_autoencoder_makes_of_a_picture(autoencoder, monkeypatch, tmp_path):
     monkeypatch.setattr(shards, "CLIPS_PER_SHARD", 2)
-    shard = shards.draw_shard(tmp_path, 0, 3, 16, False)
-    frame = shards.load([shard], "frames")[:, [1]]
-    decoded = load_file(video.decode_shard(shard, autoencoder, torch.tensor([1])))
-    expected = autoencoder.encode(frame[:, 0].float() / 255)
-    torch.testing.assert_close(decoded["latents"][:, 0].float(), expected, rtol=1e-2, atol=1e-2)
-    expected = autoencoder.decode(decoded["latents"][:, 0].float()).clamp(0, 1)
-    torch.testing.assert_close(decoded["pixels"][:, 0] / 255, expected, rtol=0, atol=0.6 / 255)
+    shard = shards.draw_shard(tmp_path, 0, 3, 16)
+    centre = shards.load([shard], "frames")[:, 1]
+    decoded = load_file(video.decode_shard(shard, autoencoder))
+    torch.testing.assert_close(
+        decoded["latents"].float(), autoencoder.encode(centre.float() / 255), rtol=1e-2, atol=1e-2
+    )
+    expected = autoencoder.decode(decoded["latents"].float()).clamp(0, 1)
+    torch.testing.assert_close(decoded["pixels"] / 255, expected, rtol=0, atol=0.6 / 255)
 
 
-def test_the_flow_of_drawn_ends_takes_both_to_the_frame_between():
-    clips = (draw_clip(seed, frames=5, size=96) for seed in range(100))
-    clip = next(clip for clip in clips if (clip.motion, clip.speed) == ("left", "quickly"))
-    warp = ForwardWarp(DEMO_INTERPOLATION.network)
-    ends, ways = clip.frames[[0, -1]], torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)  # each on its way to the other
-    motion = F.pad(2 * clip.flow[[0, -1]] / warp.unit * ways, (0, 0, 0, 0, 0, 2))[None]
-    torch.testing.assert_close(warp.flow(motion, None)[0] / 2, clip.flow[[0, -1]])
-    rendered, _ = warp.render(ends[None], motion, None, torch.tensor([[1.0], [-1.0]]))
-    between = clip.frames[2]
-    assert psnr(rendered[0, 0], between) > psnr(ends.mean(0), between) + 6
+def test_the_flow_of_a_drawn_picture_takes_it_to_the_frames_around_it():
+    clips = (draw_clip(seed, frames=9, size=96) for seed in range(100))
+    clip = next(clip for clip in clips if re.fullmatch(r"a \w+ \w+ moves left quickly", clip.caption))
+    warp, text, half = ForwardWarp(DEMO_BASE.network), torch.zeros(1, DEMO_BASE.network.context_dim), 4  # frames per τ
+    motion = F.pad(half * clip.flow[4] / warp.unit, (0, 0, 0, 0, 0, 2))[None]
+    torch.testing.assert_close(warp.flow(motion, text)[0] / half, clip.flow[4])
+    with torch.no_grad():
+        [rendered], _ = warp.render(clip.frames[[4]], motion, text, torch.tensor([-0.5, 0.5]))
+    for frame, expected in zip(rendered, clip.frames[[2, 6]], strict=True):
+        assert psnr(frame, expected) > psnr(clip.frames[4], expected) + 5
 
 
 def test_a_warp_begins_with_the_velocities_of_the_colours():
@@ -171,7 +171,7 @@ def test_a_warp_begins_with_the_velocities_of_the_colours():
     directions = torch.eye(DEMO_BASE.network.context_dim)  # of a text tower that gives each meaning its own one
     video.initialise_colours(warp, directions, DEMO_BASE)
     red = list(COLOURS).index("red")
-    text = directions[None, None, 6 + 2 * red]  # red moves right, neither slowly nor quickly
+    text = directions[None, 6 + 2 * red]  # red moves right, neither slowly nor quickly
     found = warp.unit * warp._vectors_of(text)[0]
     expected = torch.zeros_like(found)
     expected[red, 0] = 4 * 3.0  # pixels from the centre to the end of nine frames
@@ -204,7 +204,7 @@ def test_autoencoder_run_ends_with_unit_variance_latents(tmp_path, monkeypatch):
 def test_a_full_disk_leaves_no_part_of_a_shard(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "CLIPS_PER_SHARD", 2)
     with full_disk(1000), pytest.raises(MicroCinemaError, match="scenes-16px.*could not be written .*make room"):
-        shards.draw_shard(tmp_path, 0, 3, 16, False)
+        shards.draw_shard(tmp_path, 0, 3, 16)
     assert list(tmp_path.iterdir()) == []
 
 

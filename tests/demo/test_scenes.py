@@ -202,20 +202,20 @@ def test_a_shard_is_the_same_wherever_it_is_drawn(small_shards, tmp_path):
     paths = []
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
-        paths.append(shards.draw_shard(folder, 1, 3, 16, False))
+        paths.append(shards.draw_shard(folder, 1, 3, 16))
     assert paths[0].read_bytes() == paths[1].read_bytes()
     frames, captions = shards.load(paths[:1], "frames"), shards.load_captions(paths[:1])
     assert frames.shape == (6, 3, 3, 16, 16) and frames.dtype == torch.uint8
     clip = draw_clip(1 * 6 + 2, frames=3, size=16)
     assert captions[2] == clip.caption
-    assert torch.equal(shards.load(paths[:1], "flow")[2], clip.flow[[1]].half())  # of the centre frame
+    assert torch.equal(shards.load(paths[:1], "flow")[2], clip.flow[1].half())  # of the centre frame
     assert torch.allclose(frames[2] / 255, clip.frames, atol=0.5 / 255 + 1e-6)
 
 
 def test_a_pool_draws_only_what_is_missing(small_shards, tmp_path):
-    first = shards.draw_pool(tmp_path, 1, 3, 16, True, workers=1)
+    first = shards.draw_pool(tmp_path, 1, 3, 16, workers=1)
     drawn = first[0].stat().st_mtime_ns
-    both = shards.draw_pool(tmp_path, 2, 3, 16, True, workers=1)
+    both = shards.draw_pool(tmp_path, 2, 3, 16, workers=1)
     assert both[0] == first[0] and both[0].stat().st_mtime_ns == drawn
     assert len(shards.load(both, "frames")) == len(shards.load_captions(both)) == 12
     assert sorted(tmp_path.iterdir()) == sorted(both)  # no part files are left
@@ -223,18 +223,16 @@ def test_a_pool_draws_only_what_is_missing(small_shards, tmp_path):
 
 def test_shards_of_other_settings_have_other_names(small_shards, tmp_path, monkeypatch):
     """Each of these once had the name of the first, and was taken for it."""
-    first = shards.draw_shard(tmp_path, 0, 3, 16, False)
-    names = {first.name, shards.shard_path(tmp_path, 0, 3, 16, True).name}
-    for changed, value in (("CLIPS_PER_SHARD", 7), ("DRAWING", 0), ("INTERPOLATION_RATES", (1 / 2,))):
+    names = {shards.shard_path(tmp_path, 0, *shape).name for shape in ((3, 16), (4, 16), (3, 24))}
+    for changed, value in (("CLIPS_PER_SHARD", 7), ("DRAWING", 0)):
         with monkeypatch.context() as patch:
             patch.setattr(shards, changed, value)
-            names.add(shards.shard_path(tmp_path, 0, 3, 16, True).name)
+            names.add(shards.shard_path(tmp_path, 0, 3, 16).name)
     assert len(names) == 5
-    assert shards.draw_shard(tmp_path, 0, 3, 16, True) != first
 
 
 def test_a_damaged_shard_is_named(small_shards, tmp_path):
-    path = shards.draw_shard(tmp_path, 0, 3, 16, False)
+    path = shards.draw_shard(tmp_path, 0, 3, 16)
     path.write_bytes(path.read_bytes()[:-100])
     for read in (lambda: shards.load([path], "frames"), lambda: shards.load_captions([path])):
         with pytest.raises(MicroCinemaError, match=f"{path.name}' is damaged .*: delete it"):
