@@ -57,12 +57,14 @@ class FlowUNet(DemoUNet):
     def _warped(self, condition: Condition, frames: int) -> WarpedFrames:
         """The flow warp's frames for a clip of this length, made once."""
         assert isinstance(condition, FlowCondition)
-        if condition.warped is None or condition.warped.latents.shape[1] != frames:
+        warped = condition.warped
+        if warped is None or warped.latents.shape[1] != frames:
             ends = condition.pixels
             if ends is None:
                 with torch.no_grad():
                     decoded = self.flow_warp.autoencoder.decode(condition.latents.flatten(0, 1))
                 ends = decoded.clamp(0, 1).unflatten(0, condition.latents.shape[:2])
             times = [index / (frames - 1) for index in range(frames)]
-            condition.warped = self.flow_warp(ends.to(condition.latents), condition.latents, times)
-        return condition.warped
+            warped = self.flow_warp(ends.to(condition.latents), condition.latents, times)
+            condition.warped = warped
+        return warped

@@ -30,7 +30,8 @@ def inverse_search(first: Tensor, last: Tensor) -> Tensor:
     """The flow (n, 2, H/2, W/2) from pictures (n, 3, H, W) in [0, 1] to others, right and down in pixels of them."""
     pyramid = [(first.mean(1, keepdim=True), last.mean(1, keepdim=True))]
     while min(pyramid[-1][0].shape[-2:]) >= 2 * COARSEST or len(pyramid) == 1:
-        pyramid.append(tuple(F.avg_pool2d(picture, 2) for picture in pyramid[-1]))
+        finer = pyramid[-1]
+        pyramid.append((F.avg_pool2d(finer[0], 2), F.avg_pool2d(finer[1], 2)))
     flow = first.new_zeros(len(first), 2, 1, 1)
     for first, last in reversed(pyramid[1:]):
         size = first.shape[-2:]

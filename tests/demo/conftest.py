@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from demo_networks import tiny_demo_base, tiny_demo_between
+from demo_networks import tiny_demo_base
 
 from microcinema_core.demo.config import DemoModelConfig
 from microcinema_core.demo.scenes import Clip, draw_clip
@@ -12,11 +12,6 @@ from microcinema_core.demo.scenes import Clip, draw_clip
 @pytest.fixture(scope="session")
 def demo_config() -> DemoModelConfig:
     return tiny_demo_base()
-
-
-@pytest.fixture(scope="session")
-def demo_ends_config() -> DemoModelConfig:
-    return tiny_demo_between()
 
 
 @pytest.fixture(scope="session")

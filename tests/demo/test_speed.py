@@ -14,7 +14,7 @@ CONFIGS = {
         TINY, scale_shift_norm=True, motion_embedding=True, forward_warp=PIXELS, residual_std=0.5, amplitude_std=0.05
     ),
     "interpolation": demo_network(
-        replace(TINY, condition="ends", context_dim=None, scale_shift_norm=True), forward_warp=PIXELS, residual_std=0.2
+        replace(TINY, condition="ends", context_dim=None, scale_shift_norm=True), flow_warp=PIXELS, residual_std=0.2
     ),
 }
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
