@@ -38,7 +38,8 @@ WAN_TEXT = file(HF + "Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_fi
 LTX2_MODEL = file(LTX2 + "ltx-2-19b-dev-fp8.safetensors", "checkpoints")
 LTX2_TEXT = file(HF + "Comfy-Org/ltx-2/resolve/main/split_files/text_encoders/"
                  "gemma_3_12B_it_fp4_mixed.safetensors", "text_encoders")  # fmt: skip
-X2PLUS = file("https://github.com/xinntao/Real-ESRGAN/releases/download/v0.2.1/RealESRGAN_x2plus.pth", "upscale_models")
+ESRGAN = "https://github.com/xinntao/Real-ESRGAN/releases/download/"
+X2PLUS = file(ESRGAN + "v0.2.1/RealESRGAN_x2plus.pth", "upscale_models")
 PICTURE = "1 · Your picture, and what moves"
 NOTE = {"color": "#432", "tall": 326}
 
@@ -453,25 +454,20 @@ def sweep() -> Graph:
 SMOOTHER = """\
 ## Smoother and larger
 
-Four times the frames, then twice the width and height: *Temporal Interpolate* puts three new frames between any two, \
-the upscale model enlarges them all. Sound and frame rate go along to the end.
+*Temporal Interpolate* puts three new frames between any two, the upscale model doubles their sides.
 
 **Your clip**: choose or drop it in *Load Video*.
 
-**Long clips**: both models work on a few frames at a time, but ComfyUI holds a clip as a whole: 150 bytes for each \
-pixel of the given frames, such as 1.5 GB a second of 640×360 at 24 a second. *Trim Video* therefore takes 5 seconds: \
-go on with **start_time**, or set **duration** to 0 for the whole clip.
+**What to expect**: four times the frames a second, as long as before, with its sound.
 
-**What to expect**: minutes on a GPU, hours without. A cut stays a cut.""" + to_fetch(X2PLUS) + """ (67 MB, BSD-3-Clause)
-
-Any upscale model fits. [RealESRGAN_x4plus](https://huggingface.co/Comfy-Org/Real-ESRGAN_repackaged) enlarges four \
-times, with four times the memory."""
+**Long clips**: the models work on few frames at a time, but ComfyUI holds all of them: 2.5 GB a second of 640×360 at \
+24. *Trim Video* takes 3 seconds: go on with **start_time**; **duration** 0 takes all."""
 
 
 def smoother_and_larger() -> Graph:
     graph = Graph()
     graph.add("film", "LoadVideo", file="your-clip.mp4")
-    graph.add("trim", "Video Slice", video=("film", 0), duration=5.0)
+    graph.add("trim", "Video Slice", video=("film", 0), duration=3.0)
     graph.add("parts", "GetVideoComponents", video=("trim", 0), collapsed=True)
     graph.add("ends", "MicroCinemaLoader", "Interpolation model", model_name="demo-interpolation (bundled)")
     graph.add("between", "MicroCinemaInterpolate", model=("ends", 0), vae=("ends", 2), images=("parts", 0),
@@ -480,12 +476,12 @@ def smoother_and_larger() -> Graph:
     graph.add("larger", "ImageUpscaleWithModel", upscale_model=("upscaler", 0), image=("between", 0))
     graph.add("video", "MicroCinemaVideoCombine", images=("larger", 0), fps=("between", 1), audio=("parts", 1),
               filename_prefix="MicroCinema/smoother-and-larger")  # fmt: skip
-    graph.add("note", "MarkdownNote", "What this does", text=SMOOTHER, **NOTE)
+    graph.add("note", "MarkdownNote", "What this does", text=SMOOTHER + to_fetch(X2PLUS), **NOTE)
     right, _ = graph.group("", 0, 0, (270, "note"))
     right, below = graph.group("1 · Your clip", right, 0, (250, "film"), (240, "trim parts"))
     graph.group("4 · The clip", right, 0, (330, "video"))
     right, _ = graph.group("2 · Three frames between any two", 0, below, (250, "ends"), (265, "between"))
-    graph.group("3 · Twice as large", right, below, (270, "upscaler larger"))
+    graph.group("3 · Twice as large", right, below, (250, "upscaler larger"))
     return graph
 
 

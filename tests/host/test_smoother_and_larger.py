@@ -1,4 +1,4 @@
-"""The template smoother-and-larger on a clip with sound: what comes out, and how much memory a longer clip takes."""
+"""The template smoother-and-larger on a clip with sound."""
 
 from __future__ import annotations
 
