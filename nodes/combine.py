@@ -137,7 +137,8 @@ class VideoCombine(io.ComfyNode):
                 preview["animated"] = (True,)
         if notes:
             show_text("\n".join(notes))
-        components = Types.VideoComponents(images=images[order], audio=audio, frame_rate=Fraction(fps))
+        images = images[order] if ping_pong else images  # a copy only where needed: clips are large
+        components = Types.VideoComponents(images=images, audio=audio, frame_rate=Fraction(fps))
         return io.NodeOutput(InputImpl.VideoFromComponents(components), ui=preview)
 
     @staticmethod

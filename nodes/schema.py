@@ -137,6 +137,6 @@ def check_images(images: torch.Tensor, minimum: int = 1) -> torch.Tensor:
     if 0 in images.shape:
         raise MicroCinemaError(f"The image is of shape {tuple(images.shape)}, it has no pixels: check the node before.")
     images = images[..., :3].float()
-    if not torch.isfinite(images).all():
+    if not all(torch.isfinite(image).all() for image in images):  # one at a time: isfinite makes a copy
         raise MicroCinemaError("The image holds NaN or infinite pixels: check the node that made it, or its precision.")
     return images

@@ -83,6 +83,13 @@ HOST = {  # inputs in the node's order: a socket's type, or a widget's type and 
         [("output", "LATENT"), ("denoised_output", "LATENT")]),
     "LTXVSeparateAVLatent": ({"av_latent": "LATENT"}, [("video_latent", "LATENT"), ("audio_latent", "LATENT")]),
     "LTXVAudioVAEDecode": ({"samples": "LATENT", "audio_vae": "VAE"}, [("Audio", "AUDIO")]),
+    "LoadVideo": ({"file": ("COMBO", None)}, ["VIDEO"]),
+    "Video Slice": ({
+        "video": "VIDEO", "start_time": ("FLOAT", 0.0), "duration": ("FLOAT", 0.0),
+        "strict_duration": ("BOOLEAN", False)}, ["VIDEO"]),
+    "GetVideoComponents": ({"video": "VIDEO"}, [("images", "IMAGE"), ("audio", "AUDIO"), ("fps", "FLOAT")]),
+    "UpscaleModelLoader": ({"model_name": ("COMBO", None)}, ["UPSCALE_MODEL"]),
+    "ImageUpscaleWithModel": ({"upscale_model": "UPSCALE_MODEL", "image": "IMAGE"}, ["IMAGE"]),
     "PreviewImage": ({"images": "IMAGE"}, []),
     "PreviewAny": ({"source": "*"}, [("STRING", "STRING")]),
     "ImageStitch": ({
@@ -97,10 +104,13 @@ TITLES = {
     "ImageScale": "Upscale Image", "RepeatLatentBatch": "Repeat Latent Batch",
     "UNETLoader": "Load Diffusion Model",
     "CLIPLoader": "Load CLIP", "VAELoader": "Load VAE", "PreviewAny": "Preview Any",
+    "LoadVideo": "Load Video", "Video Slice": "Trim Video", "GetVideoComponents": "Get Video Components",
+    "UpscaleModelLoader": "Load Upscale Model", "ImageUpscaleWithModel": "Upscale Image (using Model)",
 }  # fmt: skip
-EXTRA_VALUES = {"LoadImage": ["image"]}  # of widgets that POST /prompt does not take
+EXTRA_VALUES = {"LoadImage": ["image"], "LoadVideo": ["image"]}  # of widgets that POST /prompt does not take
 EXTRA_HEIGHT = {
     "LoadImage": 224,
+    "LoadVideo": 224,
     "CLIPTextEncode": 34,
     "PreviewImage": 230,
     "MicroCinemaVideoCombine": 220,

@@ -38,6 +38,8 @@ WAN_TEXT = file(HF + "Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_fi
 LTX2_MODEL = file(LTX2 + "ltx-2-19b-dev-fp8.safetensors", "checkpoints")
 LTX2_TEXT = file(HF + "Comfy-Org/ltx-2/resolve/main/split_files/text_encoders/"
                  "gemma_3_12B_it_fp4_mixed.safetensors", "text_encoders")  # fmt: skip
+ESRGAN = "https://github.com/xinntao/Real-ESRGAN/releases/download/"
+X2PLUS = file(ESRGAN + "v0.2.1/RealESRGAN_x2plus.pth", "upscale_models")
 PICTURE = "1 · Your picture, and what moves"
 NOTE = {"color": "#432", "tall": 326}
 
@@ -449,6 +451,40 @@ def sweep() -> Graph:
     return graph
 
 
+SMOOTHER = """\
+## Smoother and larger
+
+*Temporal Interpolate* puts three new frames between any two, the upscale model doubles their sides.
+
+**Your clip**: choose or drop it in *Load Video*.
+
+**What to expect**: four times the frames a second, as long as before, with its sound.
+
+**Long clips**: the models work on few frames at a time, but ComfyUI holds all of them: 2.5 GB a second of 640×360 at \
+24. *Trim Video* takes 3 seconds: go on with **start_time**; **duration** 0 takes all."""
+
+
+def smoother_and_larger() -> Graph:
+    graph = Graph()
+    graph.add("film", "LoadVideo", file="your-clip.mp4")
+    graph.add("trim", "Video Slice", video=("film", 0), duration=3.0)
+    graph.add("parts", "GetVideoComponents", video=("trim", 0), collapsed=True)
+    graph.add("ends", "MicroCinemaLoader", "Interpolation model", model_name="demo-interpolation (bundled)")
+    graph.add("between", "MicroCinemaInterpolate", model=("ends", 0), vae=("ends", 2), images=("parts", 0),
+              fps=("parts", 2))  # fmt: skip
+    graph.add("upscaler", "UpscaleModelLoader", model_name=X2PLUS["name"], models=(X2PLUS,))
+    graph.add("larger", "ImageUpscaleWithModel", upscale_model=("upscaler", 0), image=("between", 0))
+    graph.add("video", "MicroCinemaVideoCombine", images=("larger", 0), fps=("between", 1), audio=("parts", 1),
+              filename_prefix="MicroCinema/smoother-and-larger")  # fmt: skip
+    graph.add("note", "MarkdownNote", "What this does", text=SMOOTHER + to_fetch(X2PLUS), **NOTE)
+    right, _ = graph.group("", 0, 0, (270, "note"))
+    right, below = graph.group("1 · Your clip", right, 0, (250, "film"), (240, "trim parts"))
+    graph.group("4 · The clip", right, 0, (330, "video"))
+    right, _ = graph.group("2 · Three frames between any two", 0, below, (250, "ends"), (265, "between"))
+    graph.group("3 · Twice as large", right, below, (250, "upscaler larger"))
+    return graph
+
+
 BLUEPRINTS = (
     "Animate Picture",
     "Image to Video (MicroCinema)",
@@ -459,6 +495,7 @@ TEMPLATES = {
     "motion-amplitude": motion_amplitude,
     "side-by-side": side_by_side,
     "sweep": sweep,
+    "smoother-and-larger": smoother_and_larger,
     "svd-with-the-prior": svd_prior,
     "wan22-with-the-prior": wan22_prior,
     "ltx2-with-the-prior": ltx2_prior,

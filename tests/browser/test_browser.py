@@ -83,6 +83,7 @@ def test_a_template_opens_at_full_size_with_what_a_person_needs_in_the_window(pa
     })""")
     row = [node for node in nodes if node[2] < 330]
     wanted = "LoadImage" if name.endswith("with-the-prior") else "CLIPTextEncode"  # a picture, or what moves
+    wanted = "LoadVideo" if name == "smoother-and-larger" else wanted
     assert {"MarkdownNote", "MicroCinemaVideoCombine", wanted} <= {node[0] for node in row}
     for kind, title, _, left, top, right in row:
         assert left >= 60 and right <= WINDOW["width"], (kind, title)

@@ -38,6 +38,12 @@ def test_a_template_names_what_it_needs_and_where_it_is_had(path):
             [model] = node["properties"]["models"]
             assert model["name"] == node["widgets_values"][0] and model["directory"] == "checkpoints"
             assert re.fullmatch(r"https://huggingface\.co/[\w.-]+/[\w.-]+/resolve/main/" + model["name"], model["url"])
+        if node["type"] == "UpscaleModelLoader":
+            [model] = node["properties"]["models"]
+            assert model["name"] == node["widgets_values"][0] and model["directory"] == "upscale_models"
+            assert re.fullmatch(
+                r"https://github\.com/[\w-]+/[\w-]+/releases/download/[\w.]+/" + model["name"], model["url"]
+            )
     assert graph["groups"] and all(group["title"] for group in graph["groups"])
     [note] = [node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "MarkdownNote"]
     if any("v2-1_512" in str(node["widgets_values"]) for node in graph["nodes"] if node["type"] != "MarkdownNote"):
@@ -45,7 +51,7 @@ def test_a_template_names_what_it_needs_and_where_it_is_had(path):
             word in note for word in ("sd2-community", "5.2 GB", "RAIL++-M", "models/checkpoints/", "never released")
         )
     else:
-        assert "What to expect" in note and "Your picture" in note
+        assert "What to expect" in note and ("Your picture" in note or "Your clip" in note)
 
 
 @pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
