@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import comfy.model_management
 import comfy.samplers
 import comfy.utils
@@ -127,7 +125,7 @@ class Interpolate(io.ComfyNode):
         bar = comfy.utils.ProgressBar(1)
         windows = Windows(
             config, Between(model, vae, config), steps=steps, progress=bar.update_absolute,
-            out_of_memory=comfy.model_management.OOM_EXCEPTION, warn=logging.warning,
+            out_of_memory=comfy.model_management.OOM_EXCEPTION, warn=show_text,
         )  # fmt: skip
         inserted = (config.network.frames - 1) ** passes
         result = torch.empty((len(frames) - 1) * inserted + 1, *frames.shape[1:])
