@@ -99,11 +99,8 @@ class FlowNetwork(nn.Module):
             features.append(h)
         return [*features, _patches(pictures), _start(pictures)]
 
-    def estimate(self, features: list[Tensor], time: float, levels: int = len(CHANNELS)) -> list[Estimate]:
-        """The estimates of the coarsest `levels` levels, from coarse to fine, for a time from 0 to 1.
-
-        features: the result of `encode`.
-        """
+    def estimate(self, features: list[Tensor], time: float) -> list[Estimate]:
+        """The estimates of all levels, from coarse to fine, for a time from 0 to 1 and the result of `encode`."""
         *ends, patches, flows = [maps.unflatten(0, (-1, 2)).unbind(1) for maps in features]
         start = _velocity_between(flows[0], flows[1], time)
         coarse = F.avg_pool2d(start, COARSEST // STRIDE)
@@ -111,7 +108,7 @@ class FlowNetwork(nn.Module):
         ends[-1] = warp_pair(ends[-1], coarse / COARSEST, time)
         last = self.levels[-1](*ends[-1], time, self._compare(patches, coarse, time), coarse)
         estimates = [last]
-        for level in range(2, levels + 1):
+        for level in range(2, len(CHANNELS) + 1):
             estimates.append(self.levels[-level](*ends[-level], time, estimates[-1], start))
         return estimates
 
@@ -130,7 +127,7 @@ class FlowNetwork(nn.Module):
         return self.refined(pictures, time, self.estimate(features, time))
 
     def refined(self, pictures: Tensor, time: float, estimates: list[Estimate]) -> Interpolated:
-        """The frame at full resolution, from the result of `estimate` for all levels."""
+        """The frame at full resolution, from the result of `estimate`."""
         velocity, logit, hidden = estimates[-1]
         flows = torch.cat([-time * velocity, (1 - time) * velocity], 1)
         flows, logits = _enlarge(flows), _enlarge(logit)

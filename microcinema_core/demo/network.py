@@ -224,7 +224,6 @@ class WarpUNet(DemoUNet):
         return warp(inputs, text, times * (1 + amplitude.clamp(-reach, reach))[:, None], zoom)
 
 
-
 def prediction_layer(config: DemoNetworkConfig, *, operations: Any, **kw) -> nn.Module:
     """The layer that reads a Prediction."""
     return operations.Conv2d(config.latent_channels + 1, config.model_channels, 1, bias=False, **kw)

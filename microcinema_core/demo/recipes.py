@@ -22,7 +22,6 @@ from .moved_photographs import FOLDERS, Photographs
 RUNS = Path("runs")
 MODELS = {config.name: config for config in (DEMO_BASE, DEMO_INTERPOLATION)}
 Shards = Annotated[int, Range(1, 10_000, "shards", 4)]
-FromZero = Annotated[int, Range(0, MAX_STEPS, "steps", 0)]
 
 
 @validated
@@ -39,7 +38,7 @@ class DemoTable:
     autoencoder: str = ""  # the model file with the autoencoder
     # task diffusion
     text_steps: Steps = 600  # of the text tower, which is trained before the other parts
-    flow_steps: FromZero = 0  # the first steps train only the forward warp
+    flow_steps: Annotated[int, Range(0, MAX_STEPS, "steps", 0)] = 0  # the first steps train only the forward warp
     flow_shards: Shards = 4  # of drawn scenes for these steps, in addition to `shards`
     flow_bfloat16: StrictBool = False  # these steps in bfloat16, which is fast on processors that support it
     text_drop: Annotated[float, Range(0, 1, "a share", 0.1)] = 0.1  # the share of clips that are trained without text
@@ -52,10 +51,8 @@ class DemoTable:
     ] = (1.0, 1.0)
     # task interpolation; `train.steps` and what belongs to them are those of the flow network
     pictures: tuple[str, ...] = ()  # folders with photographs; those of Debian's packages by default
-    coarse_steps: FromZero = 500  # the first steps train the levels up to 1/4 of the resolution
-    late_steps: FromZero = 6000  # from here on the flow has less weight
-    residual_clips: Annotated[int, Range(8, 10**6, "clips", 1500)] = 1500
-    residual_steps: Steps = 1500
+    residual_clips: Annotated[int, Range(8, 10**6, "clips", 400)] = 400
+    residual_steps: Steps = 400
 
     @property
     def folders(self) -> tuple[Path, ...]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from demo_networks import tiny_demo_between
 from PIL import Image
-from short_runs import ALONE, log_of, same_states
+from short_runs import ALONE, changed, log_of, same_states
 from short_runs import CONFIG as GENERIC
 from tiny import random_model, tiny_base
 
@@ -42,7 +42,7 @@ def run(root):
     def run(name, at=lambda step: None):
         table = DemoTable(
             task="interpolation", model="demo-interpolation", autoencoder="autoencoder.safetensors", shards=1,
-            pictures=(str(root / "pictures"),), coarse_steps=1, late_steps=3, residual_clips=8, residual_steps=2,
+            pictures=(str(root / "pictures"),), residual_clips=8, residual_steps=2,
         )  # fmt: skip
         forward = FlowObjective.forward
 
@@ -52,7 +52,7 @@ def run(root):
 
         with pytest.MonkeyPatch.context() as patch:
             for module, name_, value in (
-                (flow_data, "SCENES_PER_SHARD", 6), (flow_training, "CROP", 64), (flow_training, "FINE_CROP", 48),
+                (flow_data, "SCENES_PER_SHARD", 6), (flow_training, "CROP", 48),
                 (interpolation, "HELD_OUT", 2), (interpolation, "CLIP_SIDE", 64),
                 (recipes, "MODELS", {"demo-interpolation": MODEL}), (FlowObjective, "forward", watched),
             ):  # fmt: skip
@@ -98,24 +98,10 @@ def test_processes_divide_the_batch_of_one():
         def sample(self, generator, count, crop):
             return 0.25, torch.rand(count, 3, 3, crop, crop, generator=generator), torch.zeros(count, 2, crop, crop)
 
-    table = DemoTable(task="interpolation", model="demo-interpolation", coarse_steps=2, late_steps=4)
-    config = DemoRunConfig(replace(GENERIC.train, batch_size=4), table)
+    config = changed(batch_size=4)
     worlds = [ALONE, *(replace(ALONE, rank=rank, count=2) for rank in range(2))]
     alone, first, second = (next(FlowBatches(config, Scenes(), world)(3))[0] for world in worlds)
     assert torch.equal(alone.frames, torch.cat([first.frames, second.frames])) and len(first.frames) == 2
-
-
-def test_coarse_steps_come_first_and_between_and_late_ones_weigh_the_flow_less():
-    class Scenes:
-        def sample(self, generator, count, crop):
-            return 0.25, torch.zeros(count, crop), torch.zeros(count, crop)
-
-    table = DemoTable(task="interpolation", model="demo-interpolation", coarse_steps=3, late_steps=5)
-    batches = FlowBatches(DemoRunConfig(GENERIC.train, table), Scenes(), ALONE)(0)
-    rows = [(batch.coarse, batch.frames.shape[1], batch.flow_weight) for (batch,) in (next(batches) for _ in range(6))]
-    assert [row[0] for row in rows] == [True, True, True, False, True, False]
-    assert [row[1] for row in rows] == [192, 192, 192, 128, 192, 128]
-    assert [row[2] for row in rows] == [0.02] * 5 + [0.004]
 
 
 @pytest.mark.parametrize(
