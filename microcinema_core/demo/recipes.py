@@ -72,10 +72,10 @@ class DemoRunConfig(RunConfig):
         return (0, flow_steps) if step < flow_steps else (flow_steps, self.train.steps)
 
     def identity(self) -> dict[str, Any]:
-        """As RunConfig's, without paths."""
+        """As RunConfig's, without paths and what belongs to a later part of the run."""
         values = super().identity()
-        paths = {"autoencoder", "pictures"}
-        values["demo"] = {name: value for name, value in values["demo"].items() if name not in paths}
+        others = {"autoencoder", "pictures", "residual_clips", "residual_steps"}
+        values["demo"] = {name: value for name, value in values["demo"].items() if name not in others}
         return values
 
     def check(self, model: DemoModelConfig) -> None:
