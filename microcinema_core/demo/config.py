@@ -158,6 +158,6 @@ DEMO_INTERPOLATION = replace(
     network=replace(
         _NETWORK, model_channels=24, head_channels=12, channel_multipliers=(1, 1), attention_levels=(1,),
         context_dim=None, frames=5, condition="ends", motion_embedding=False, amplitude_std=None, forward_warp=None,
-        flow_warp=_AUTOENCODER,
+        flow_warp=_AUTOENCODER, residual_std=0.4,
     ),
 )  # fmt: skip

@@ -74,7 +74,7 @@ def errors_by_speed(predicted: Tensor, velocity: Tensor) -> dict[str, float]:
 
 @dataclass
 class FlowBatch:
-    """Frames (b, 3, 3, H, W), the first, that of `time` and the last, and the velocity (b, 2, H, W) of the one between."""
+    """Frames (b, 3, 3, H, W), the first, that of `time` and the last, and its velocity (b, 2, H, W)."""
 
     time: float
     frames: Tensor

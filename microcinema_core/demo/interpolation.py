@@ -82,7 +82,8 @@ def train_residual(
         channels_last(network), photographs, range(CLIP_SEED, CLIP_SEED + config.demo.residual_clips), CLIP_SIDE
     )
     settings = replace(config, train=replace(config.train, steps=config.demo.residual_steps, **RESIDUAL_SETTINGS))
-    trainer = Trainer(ResidualObjective(model_config, network), settings, folder, world, data=f"{photographs.identity} {len(clips)} clips")
+    identity = f"{photographs.identity} {len(clips)} clips"
+    trainer = Trainer(ResidualObjective(model_config, network), settings, folder, world, data=identity)
     trainer.run(ResidualBatches(settings, clips, world))
     model = LoadedModel(model_config, network, autoencoder, None)
     errors = fit_residual_out(model, clips)

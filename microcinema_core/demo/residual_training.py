@@ -130,8 +130,9 @@ class ResidualBatches:
 
 @torch.no_grad()
 def fit_residual_out(model: LoadedModel, clips: WarpedClips) -> tuple[float, float]:
-    """Fit the map from sampled residual latents to pixels, in place, on the first three quarters of the clips. Returns
-    the mean squared error of the frames of the other clips without and with the residual."""
+    """Fit the map from sampled residual latents to pixels, in place, on the first three quarters of the clips, and
+    shrink it by the factor from 0 to 1 that is best for the others. Returns the mean squared error of the frames of
+    these without and with the residual."""
     network = model.network
     assert isinstance(network, FlowUNet)
     parts = [
@@ -139,10 +140,15 @@ def fit_residual_out(model: LoadedModel, clips: WarpedClips) -> tuple[float, flo
         for start in range(0, len(clips), BATCH)
     ]
     train = -(-len(clips) * 3 // 4 // BATCH)
-    network.flow_warp.residual_out.weight.copy_(least_squares(parts[:train], network.flow_warp.factor))
+    others, weight = parts[train:] or parts, network.flow_warp.residual_out.weight
+    weight.copy_(least_squares(parts[:train], network.flow_warp.factor))
+    made = [(pixels, network.flow_warp.residual(residual)) for residual, pixels in others]
+    product = torch.stack([(pixels * residual).sum() for pixels, residual in made]).sum()
+    square = torch.stack([residual.square().sum() for _, residual in made]).sum()
+    weight.mul_((product / square).clamp(0, 1))
     errors = [
         (pixels.square().mean(), (pixels - network.flow_warp.residual(residual)).square().mean())
-        for residual, pixels in parts[train:] or parts
+        for residual, pixels in others
     ]
     before, after = torch.tensor(errors).mean(0).tolist()
     return before, after
