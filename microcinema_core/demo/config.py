@@ -13,6 +13,7 @@ from ..validated import Range, validated
 LatentSize = Annotated[float, Range(0, 1000, "in latents", 0.2, above=True)]
 # The autoencoders of the warps equal the file's own, which is stored only once.
 WARP_AUTOENCODERS = {name: f"{NETWORK}{name}.autoencoder." for name in ("forward_warp", "flow_warp")}
+FLOW_PARAMETERS = 10**6  # of a flow network, at least
 # Names of modules in files of release 0.1 → current names.
 RENAMED = {
     "motion_first.": "motion_linear.",
@@ -79,6 +80,11 @@ class DemoNetworkConfig(NetworkConfig):
                 raise ValueError(f"{name}.latent_channels must be the network's own ({self.latent_channels})")
         if self.forward_warp:
             self._check_warp(self.forward_warp)
+
+    @property
+    def minimum_parameters(self) -> int:
+        """As NetworkConfig's, with those of the flow network."""
+        return super().minimum_parameters + FLOW_PARAMETERS * (self.flow_warp is not None)
 
     def _check_warp(self, autoencoder: AutoencoderConfig) -> None:
         """Raise ValueError where the forward warp's autoencoder does not fit the network."""
