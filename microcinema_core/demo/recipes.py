@@ -91,6 +91,8 @@ class DemoRunConfig(RunConfig):
         kind = "interpolation" if model.network.flow_warp else "diffusion"
         if c.task != kind:
             raise MicroCinemaError(f"task cannot be '{c.task}' for the model '{model.name}': give '{kind}'")
+        if c.flow_steps and not model.network.forward_warp:
+            raise MicroCinemaError(f"flow_steps cannot be {c.flow_steps}: '{model.name}' has no forward warp, give 0")
         if c.task == "interpolation":
             Photographs(c.folders)
 

@@ -44,7 +44,7 @@ def test_info(capsys):
     assert "demo-base: 9 frames of 96x96 at 2 fps" in capsys.readouterr().out
     assert main(["info", "--config", "demo-interpolation", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed["config"]["network"]["residual_std"] == 0.2
+    assert printed["config"]["network"]["residual_std"] == 0.4
     assert printed["parameters"]["network"] < 1e7
 
 
