@@ -29,13 +29,14 @@ class WarpedFrames:
     pixels: (b, t, 3, H, W).
     latents: (b, t, C, h, w), the autoencoder's of these pixels; those of the end frames are the condition's own.
     disagreement: (b, t, 1, h, w), the mean difference of the colours of both end frames, warped to the frame.
-    cut: (b,), true where the end frames do not show the same scene. Such windows hold the nearer end frame.
+    held: (b,), true where the end frames do not show the same scene, or are equal. Such windows hold the nearer end
+        frame.
     """
 
     pixels: Tensor
     latents: Tensor
     disagreement: Tensor
-    cut: Tensor
+    held: Tensor
 
 
 class FlowWarp(nn.Module):
@@ -63,7 +64,9 @@ class FlowWarp(nn.Module):
         made = self.between(ends, [time for time in times if 0 < time < 1])
         frames = iter(made)
         pixels, encoded, disagreement = [], [], []
-        cut = _is_cut(made[len(made) // 2].warped) if made else torch.zeros(len(ends), dtype=torch.bool)
+        held = (ends[:, 0] == ends[:, 1]).flatten(1).all(1)
+        if made:
+            held = held | _is_cut(made[len(made) // 2].warped)
         for time in times:
             if time in (0, 1):
                 pixels.append(ends[:, int(time)])
@@ -71,12 +74,12 @@ class FlowWarp(nn.Module):
                 disagreement.append(torch.zeros_like(latents[:, 0, :1]))
                 continue
             result = next(frames)
-            frame = torch.where(cut.view(-1, 1, 1, 1), ends[:, int(time > 0.5)], result.frame.clamp(0, 1))
+            frame = torch.where(held.view(-1, 1, 1, 1), ends[:, int(time > 0.5)], result.frame.clamp(0, 1))
             first, last = result.warped.chunk(2, 1)
             pixels.append(frame)
             encoded.append(self.autoencoder.encode(frame.contiguous(memory_format=torch.channels_last)))
             disagreement.append(F.avg_pool2d((first - last).abs().mean(1, keepdim=True), self.factor))
-        return WarpedFrames(torch.stack(pixels, 1), torch.stack(encoded, 1), torch.stack(disagreement, 1), cut)
+        return WarpedFrames(torch.stack(pixels, 1), torch.stack(encoded, 1), torch.stack(disagreement, 1), held)
 
     def between(self, ends: Tensor, times: Sequence[float]) -> list[Interpolated]:
         """The flow network's results for end frames (b, 2, 3, H, W) of any size."""

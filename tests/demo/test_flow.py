@@ -156,9 +156,16 @@ def test_a_moved_picture_is_no_cut_and_another_picture_is_one(flow_warp):
     flat = torch.full_like(moved, 0.3)
     flat[:, 1] = 0.4  # a fade
     warped, _ = frames_between(flow_warp, torch.cat([moved, other, flat, moved[:, :1].expand(-1, 2, -1, -1, -1)]))
-    assert warped.cut.tolist() == [False, True, False, False]
+    assert warped.held.tolist() == [False, True, False, True]
     held = warped.pixels[1]
     assert all(torch.equal(frame, end) for frame, end in zip(held, other[0][[0, 0, 0, 1, 1]], strict=True))
+
+
+def test_between_equal_frames_there_are_their_copies(flow_warp):
+    """Of a film that shows each picture twice, or of a still: nothing that the network would change is better."""
+    ends = texture(64, 64)[None, None].expand(1, 2, -1, -1, -1)
+    warped, _ = frames_between(flow_warp, ends)
+    assert warped.held.all() and torch.equal(warped.pixels, ends[:, :1].expand(-1, 5, -1, -1, -1))
 
 
 def test_a_residual_of_zero_changes_no_pixel(flow_warp):
