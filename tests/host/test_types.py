@@ -82,7 +82,7 @@ def plain(tmp_path_factory):
     with running(tmp_path_factory.mktemp("plain") / "base") as server:
         found = clips(server)
         made = graph(sampler__steps=1, sampler__cfg=1.0)
-        assert psnr(frames_of(server, made), found["a LoRA"]) < 45  # it shows
+        assert psnr(frames_of(server, made), found["a LoRA"]) < 50  # it shows
     return found
 
 
