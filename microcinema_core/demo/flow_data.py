@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from torch import Generator, Tensor
 
 from ..files import make_folder, whole_file
 from .moved_photographs import DRAWING, Photographs, draw_scene
+from .shards import draw_all
 
 SCENES_PER_SHARD = 200
 SIDE = 224  # of a scene, in pixels; crops of it are trained on
@@ -60,12 +60,7 @@ def draw_pool(
     photographs = Photographs(pictures, held_out=held_out)
     paths = [shard_path(folder, photographs, index) for index in range(shards)]
     jobs = [(folder, tuple(pictures), index, held_out) for index, path in enumerate(paths) if not path.exists()]
-    if workers > 1 and len(jobs) > 1:
-        with get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
-            pool.starmap(draw_shard, jobs, chunksize=1)
-    else:
-        for job in jobs:
-            draw_shard(*job)
+    draw_all(draw_shard, jobs, workers)
     return paths
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -55,13 +55,18 @@ def draw_pool(folder: Path, shards: int, frames: int, size: int, workers: int) -
     make_folder(folder)
     paths = [shard_path(folder, index, frames, size) for index in range(shards)]
     jobs = [(folder, i, frames, size) for i, path in enumerate(paths) if not path.exists()]
+    draw_all(draw_shard, jobs, workers)
+    return paths
+
+
+def draw_all(draw: Callable[..., Path], jobs: Sequence[tuple[Any, ...]], workers: int) -> None:
+    """Call `draw` with the arguments of each job, in `workers` processes of one thread."""
     if workers > 1 and len(jobs) > 1:
         with get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
-            pool.starmap(draw_shard, jobs, chunksize=1)
+            pool.starmap(draw, jobs, chunksize=1)
     else:
         for job in jobs:
-            draw_shard(*job)
-    return paths
+            draw(*job)
 
 
 def open_shards(paths: list[Path], name: str) -> list[torch.Tensor]:
