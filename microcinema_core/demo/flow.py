@@ -6,7 +6,8 @@ level then warps the features of both pictures by the flow so far and correlates
 maps of the frame at time t: the velocity v of what is visible there, in pixels
 between the two pictures, a logit of the blend mask, and hidden features. A point on a straight path moves from the
 first picture by t·v and to the last one by (1−t)·v, so one velocity is the flow to both. At the end a refinement at
-full resolution changes both flows on their own, the mask, and adds a residual to the blended pictures.
+full resolution changes both flows on their own, the mask, and adds a residual to the blended pictures. Where both
+pictures agree without any motion, their linear blend is the frame: nothing can be won there.
 
 Related: PWC-Net (Sun et al., CVPR 2018) for the pyramid with warping and correlation, BMBC (Park et al., ECCV 2020) for
 the bilateral correlation at time t, IFRNet (Kong et al., CVPR 2022) for the refinement of flow together with features.
@@ -33,6 +34,11 @@ PATCH = 5  # side of the patches of brightness that are compared at first, in ce
 PATCH_STRIDE = 8
 PATCH_RADIUS = 6  # of this comparison, in these cells: 48 pixels
 FINE_CHANNELS = 8  # flow to both pictures, logit of the mask, residual
+# Where pictures differ by less than the first of DIFFERENCES, a mean over colours and a window, and warping them to the
+# frame makes it better by less than the first of GAINS, they are blended as they are; from the second of either on not.
+DIFFERENCES = 3 / 255, 5 / 255
+GAINS = 1.2, 1.6
+AGREEMENT_WINDOW = 17  # pixels, the side of the window
 COARSEST = 2 ** len(CHANNELS)
 SLOPE = 0.1  # of the leaky ReLUs
 
@@ -140,7 +146,9 @@ class FlowNetwork(nn.Module):
         flows, logits = flows + change, logits + logit_change
         warped = torch.cat([warp(first, flows[:, :2]), warp(last, flows[:, 2:])], 1)
         mask = torch.sigmoid(logits + _prior(time))
-        return Interpolated(blend(warped, logits, time) + residual, flows, mask, warped, estimates)
+        frame, linear = blend(warped, logits, time) + residual, torch.lerp(first, last, time)
+        frame = torch.lerp(linear, frame, _is_moving(first, last, warped))
+        return Interpolated(frame, flows, mask, warped, estimates)
 
 
 class _Level(nn.Module):
@@ -296,6 +304,24 @@ def blend(warped: Tensor, logits: Tensor, time: float) -> Tensor:
     """Both warped pictures (b, 6, H, W), blended (b, 3, H, W) by the logits (b, 1, H, W) of an Estimate."""
     first, last = warped.chunk(2, 1)
     return torch.lerp(last, first, torch.sigmoid(logits + _prior(time)))
+
+
+@torch.no_grad()
+def _is_moving(first: Tensor, last: Tensor, warped: Tensor) -> Tensor:
+    """0 where pictures (b, 3, H, W) agree as well without being warped (b, 6, H, W), 1 where they do not, (b, 1, H, W)."""
+    without, rest = (
+        F.avg_pool2d(
+            (a - b).abs().mean(1, keepdim=True), AGREEMENT_WINDOW, 1, AGREEMENT_WINDOW // 2, count_include_pad=False
+        )
+        for a, b in ((first, last), warped.chunk(2, 1))
+    )
+    gains = [gain * rest for gain in GAINS]
+    return torch.maximum(_ramp(without, *DIFFERENCES), _ramp(without, gains[0], gains[1] + 1e-6))
+
+
+def _ramp(values: Tensor, low, high) -> Tensor:
+    """Values as 0 up to `low`, as 1 from `high` on, and linear between."""
+    return ((values - low) / (high - low)).clamp(0, 1)
 
 
 def _prior(time: float) -> float:

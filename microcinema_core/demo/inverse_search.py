@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..optical_flow import blurred
+from ..optical_flow import blurred, warp
 
 STRIDE = 2  # of the result: the finest level is at half the resolution
 COARSEST = 12  # pixels: the smallest side of the pyramid
@@ -23,6 +23,8 @@ NEIGHBOURS = 3  # patches: how far away are those whose displacements are tried,
 SMALL = 128  # pixels, of the longer side
 TEXTURE = 1e-4  # added to the squared gradients of a patch: one without texture does not move
 PREFERENCE = 2e-5  # of the coarser level's displacement, in squared error
+STILL = 0.5  # a place stands still where no motion leaves less than this share of the flow's squared error
+STILL_WINDOW = 11  # pixels: the side of the windows over which these errors are summed
 SMOOTHNESS = 1.0  # pixels of a level: the standard deviation of the blur after each level
 
 
@@ -33,12 +35,22 @@ def inverse_search(first: Tensor, last: Tensor) -> Tensor:
         finer = pyramid[-1]
         pyramid.append((F.avg_pool2d(finer[0], 2), F.avg_pool2d(finer[1], 2)))
     flow = first.new_zeros(len(first), 2, 1, 1)
-    for first, last in reversed(pyramid[1:]):
-        size = first.shape[-2:]
+    for level in reversed(pyramid[1:]):
+        size = level[0].shape[-2:]
         scale = size[-1] / flow.shape[-1] if flow.shape[-1] > 1 else 1
         flow = scale * F.interpolate(flow, size, mode="bilinear")
-        flow = blurred(_Level(first, last).refined(flow), SMOOTHNESS)
-    return STRIDE * flow
+        flow = blurred(_Level(*level).refined(flow), SMOOTHNESS)
+    return STRIDE * flow * (1 - F.avg_pool2d(_still(*pyramid[0], STRIDE * flow).to(flow), STRIDE))
+
+
+def _still(first: Tensor, last: Tensor, flow: Tensor) -> Tensor:
+    """Where pictures (n, 1, H, W) agree better without the flow (n, 2, H/2, W/2), (n, 1, H, W)."""
+    moved = warp(last, F.interpolate(flow, first.shape[-2:], mode="bilinear"))
+    without, error = (
+        F.avg_pool2d((other - first).square(), STILL_WINDOW, 1, STILL_WINDOW // 2, count_include_pad=False)
+        for other in (last, moved)
+    )
+    return without < STILL * error
 
 
 class _Level:
