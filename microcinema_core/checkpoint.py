@@ -94,13 +94,28 @@ def load_autoencoder(path: str | Path) -> Autoencoder:
 
     Raises MicroCinemaError as load_model does, and where the file contains no autoencoder.
     """
-    autoencoder = Autoencoder(read_config(path).autoencoder)
-    with safe_open(path, "pt") as file:
-        keys = [key for key in file.keys() if key.startswith(AUTOENCODER)]  # noqa: SIM118 (a safe_open is no dict)
-        state = {key.removeprefix(AUTOENCODER): file.get_tensor(key).float() for key in keys}
+    state = _part(path, AUTOENCODER)
     if not state:
         raise MicroCinemaError(f"'{path}' holds no autoencoder: use that of configs/demo-autoencoder.toml")
-    return channels_last(_fill(autoencoder, state, path))
+    return channels_last(_fill(Autoencoder(read_config(path).autoencoder), state, path))
+
+
+def load_text(path: str | Path, tokenizer: Path | None = None) -> TextEncoder:
+    """Load only the text encoder of a model file, in float32, for inference; `tokenizer` as in load_model.
+
+    Raises MicroCinemaError as load_model does, and where the file contains no text encoder.
+    """
+    config, state = read_config(path).text, _part(path, TEXT)
+    if config is None or not state:
+        raise MicroCinemaError(f"'{path}' holds no text encoder: give a model file with one, such as 'demo-base'")
+    return _fill(TextEncoder(config, tokenizer), state, path)
+
+
+def _part(path: str | Path, prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors of one part of a model file, in float32."""
+    with safe_open(path, "pt") as file:
+        keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 (a safe_open is no dict)
+        return {key.removeprefix(prefix): file.get_tensor(key).float() for key in keys}
 
 
 def _fill(module: _Part, state: dict[str, torch.Tensor], path: str | Path) -> _Part:

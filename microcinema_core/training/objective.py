@@ -39,7 +39,9 @@ class VideoModel(nn.Module):
         (b, max_tokens) or the text encoder's states (b, max_tokens, width) → the raw output (b, t, C, h, w)."""
         x = noisy.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         encoded = self.network.encode_condition(condition, lambda_=self.lambda_)
-        if text is not None and not text.is_floating_point():
+        if text is not None and text.is_floating_point():  # a cache holds the states in half precision
+            text = text.to(noisy.dtype)
+        elif text is not None:
             assert self.text is not None
             text = self.text(text)
         out = self.network(x, timesteps, text, condition=encoded, num_video_frames=noisy.shape[1])

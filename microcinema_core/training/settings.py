@@ -36,6 +36,7 @@ class ModelTable:
     # A model file or a bundled model, for a start without an autoencoder; or whose latents have other channels than the
     # start's, the first and last convolutions of which then begin anew.
     autoencoder: str = ""
+    text: str = ""  # the same for the text encoder, which stays as it is; for a start from random weights
     tokenizer: str = ""  # the folder of CLIP's vocab.json and merges.txt, for Stable Diffusion's text encoder
     # Words of a text encoder of its own, the most frequent ones of the captions, which is trained too; 0 for none.
     vocabulary: Annotated[int, Range(0, 100_000, "words", 1000)] = 0

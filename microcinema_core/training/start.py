@@ -12,7 +12,7 @@ import torch
 from tokenizers import normalizers, pre_tokenizers
 from torch import nn
 
-from ..checkpoint import LoadedModel, load_autoencoder, load_model
+from ..checkpoint import LoadedModel, load_autoencoder, load_model, load_text
 from ..config import ModelConfig, NetworkConfig, TextConfig
 from ..errors import MicroCinemaError
 from ..header import read_config, resolve
@@ -43,7 +43,9 @@ def check_model(config: VideoRunConfig) -> ModelConfig:
         model = _with_autoencoder(model, table)
     elif not table.start:
         raise MicroCinemaError("model.autoencoder is missing: give a model file with one, such as 'demo-base'")
-    if model.text:
+    if table.text:
+        model = _with_text(model, table)
+    elif model.text:
         _check_text(model.text, table)
     elif table.vocabulary:
         raise MicroCinemaError(f"model.vocabulary cannot be {table.vocabulary} for a model without text: give 0")
@@ -63,6 +65,20 @@ def _with_autoencoder(model: ModelConfig, table: ModelTable) -> ModelConfig:
         )
     except ValueError as error:
         raise MicroCinemaError(f"model.autoencoder does not fit the model: {error}") from error
+
+
+def _with_text(model: ModelConfig, table: ModelTable) -> ModelConfig:
+    """The model with the text encoder of another file."""
+    if table.start or table.vocabulary:
+        other = "start" if table.start else "vocabulary"
+        raise MicroCinemaError(f"model.text and model.{other} both give a text encoder: leave one of them out")
+    text = read_config(_file("text", table.text)).text
+    if text is None:
+        raise MicroCinemaError(f"model.text cannot be '{shown(table.text)}', which has no text encoder: leave it out")
+    try:
+        return replace(model, text=text)
+    except ValueError as error:
+        raise MicroCinemaError(f"model.text does not fit the model: {error}") from error
 
 
 def _check_text(text: TextConfig, table: ModelTable) -> None:
@@ -104,9 +120,11 @@ def initial_model(config: VideoRunConfig, model: ModelConfig, captions: Iterable
             network = with_new_latents(network, model.network, config.train.seed)
         return LoadedModel(model, network.requires_grad_(True).train(), autoencoder, loaded.text)
     torch.manual_seed(config.train.seed)
-    if model.text:
+    if model.text and table.vocabulary:
         model = replace(model, text=with_vocabulary(model.text, captions, table.vocabulary))
     text = TextEncoder(model.text) if model.text else None
+    if table.text:
+        text = load_text(_file("text", table.text), Path(table.tokenizer) if table.tokenizer else None)
     return LoadedModel(model, build(model.network), autoencoder, text)
 
 

@@ -336,6 +336,8 @@ def test_an_error_in_a_worker_is_one_sentence_too(tmp_path, toml, workers):
         ({"model.autoencoder": ""}, "model.autoencoder is missing: give a model file with one"),
         ({"model.autoencoder": "nobody"}, "model.autoencoder: no model 'nobody'"),
         ({"model.vocabulary": "0"}, "model.vocabulary is 0: give a number of words"),
+        ({"model.text": "nobody"}, "model.text and model.vocabulary both give a text encoder: leave one of them out"),
+        ({"model.text": "nobody", "model.vocabulary": "0"}, "model.text: no model 'nobody'"),
         ({"model.start": "nobody"}, "model.start: no model 'nobody'"),
         ({"train.trained": "some"}, "train.trained cannot be 'some': give 'all', 'new' or 'lora'"),
         ({"train.trained": "new"}, "train.dtype cannot be 'float32' with trained 'new': give 'bfloat16'"),
@@ -395,6 +397,17 @@ def test_a_model_without_text_learns_from_videos_without_captions(tmp_path, toml
     settings |= {"model.start": str(tmp_path / "between.safetensors"), "model.autoencoder": "", "model.override": "{}"}
     path = recipe.main(toml, tmp_path / "run", settings | {"model.vocabulary": "0", "train.steps": "2"})
     assert load_model(path).text is None and log_of(path.parent)[0]["loss"] > 0
+
+
+def test_the_text_encoder_of_another_file_stays_as_it_is(tmp_path, toml, whole):
+    settings = {"model.text": str(whole), "model.vocabulary": "0", "train.steps": "2"}
+    cache = recipe.cache(toml, tmp_path / "cache", settings)  # holds its states, in half precision
+    path = recipe.main(toml, tmp_path / "run", settings | {"data.folder": "", "data.cache": str(cache)})
+    made, given = load_model(path), load_model(whole)
+    assert made.config.text == given.config.text and made.network is not None
+    for name, value in given.text.state_dict().items():
+        assert torch.equal(made.text.state_dict()[name], value), name
+    assert log_of(path.parent)[0]["loss"] > 0
 
 
 def test_a_model_file_without_notes_has_none(tmp_path, toml):

@@ -1,0 +1,376 @@
+"""What the Appearance Noise Prior does, measured: the supplement's figures 3 to 6 as tables, and what it does not show.
+
+`python benchmarks/figures.py MODELS [--scenes 64] [--device cpu] [--page docs/evidence.md]` measures the models in the
+folders MODELS/<size>-<eps or v>-<λ>-<seed>/, as runs/evidence.sh trains them, on drawn scenes that they were not
+trained on. All settings get the same scenes and the same noise; each row is compared with the first one of its table,
+clip by clip, with the 95 % bootstrap interval of the mean difference. What follows the line MARK of the page is
+replaced by the tables. Models of full size are measured in the same way if they are named like this.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from microcinema_core.demo.evaluate import EVALUATION_SEEDS
+from microcinema_core.demo.scenes import Clip, draw_clip
+from microcinema_core.diffusion import Denoiser, NoiseSchedule
+from microcinema_core.images import contact_sheet
+from microcinema_core.metrics.clip_report import clip_report
+from microcinema_core.metrics.intervals import mean_interval
+from microcinema_core.metrics.quality import colour_drift, psnr
+from microcinema_core.noise import correlated_noise, frame_init
+from microcinema_core.pipeline import Pipeline
+from microcinema_core.prior import prior_mean, shift
+from microcinema_core.samplers import Denoise, initial, sample_euler
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "evidence.md"
+MARK = "<!-- the tables below are written by benchmarks/figures.py -->"
+LARGER = 1.6  # of the training's resolution: Figure 4
+FEW = 5  # steps: Figure 5
+GAMMAS = (-0.02, 0.0, 0.02, 0.04, 0.06)  # Figure 6
+SIMPLE = ("left", "right", "up", "down", "still")  # motions of a camera: every place moves alike
+BATCH = 16
+UNITS = {"given frame": "dB", "all frames": "dB", "drift": "of 1", "motion": "px a frame", "warped": "dB"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a clip is sampled: `strength` is λ+γ, for all frames or for each one."""
+
+    strength: float | tuple[float, ...] = 0.0
+    steps: int = 50
+    noise: str = "independent"  # a kind of microcinema_core.noise, or "frame_init"
+    still: bool = False  # the repeated latent is added to the noise, as the host does at full denoise
+    churn: float = 0.0
+    ancestral: bool = False
+    share: bool = True  # the noise that is added on the way carries its share of μ
+
+
+@dataclass
+class Scenes:
+    """Drawn clips with what the models are given of them."""
+
+    clips: list[Clip]
+    seeds: list[int] = field(default_factory=list)
+
+    @classmethod
+    def draw(cls, count: int, frames: int, size: int) -> Scenes:
+        """The first `count` scenes of the evaluation."""
+        seeds = list(range(EVALUATION_SEEDS.start, EVALUATION_SEEDS.start + count))
+        return cls([draw_clip(seed, frames=frames, size=size) for seed in seeds], seeds)
+
+
+Figures = dict[str, list[float]]  # of each clip, by the names of UNITS
+
+
+# --- sampling ---
+
+
+@torch.no_grad()
+def sample(pipeline: Pipeline, scenes: Scenes, setting: Setting) -> list[Tensor]:
+    """The frames (t, 3, h, w) of all scenes."""
+    made = []
+    for start in range(0, len(scenes.clips), BATCH):
+        clips, seeds = scenes.clips[start : start + BATCH], scenes.seeds[start : start + BATCH]
+        pictures = torch.stack([clip.frames[len(clip.frames) // 2] for clip in clips])
+        latents = pipeline.encode(pictures)[:, None]
+        context = pipeline.text.encode([clip.caption for clip in clips]) if pipeline.text else None
+        sampled = sample_latents(pipeline, latents, context, seeds, setting)
+        made += [pipeline.decode(clip) for clip in sampled]
+    return made
+
+
+def sample_latents(
+    pipeline: Pipeline, latents: Tensor, context: Tensor | None, seeds: Sequence[int], setting: Setting
+) -> Tensor:
+    """Clips (b, t, C, h, w) for latents (b, 1, C, h, w) of their centre frames."""
+    config, schedule = pipeline.config, NoiseSchedule()
+    frames, sigmas = config.network.frames, schedule.sigmas_for(setting.steps)
+    strength = torch.tensor(setting.strength) if isinstance(setting.strength, tuple) else setting.strength
+    mean = prior_mean(latents, frames, strength)
+    kind = "independent" if setting.noise == "frame_init" else setting.noise
+    noise = torch.stack([correlated_noise(tuple(latents.shape[2:]), frames, seed, kind) for seed in seeds])
+    noise = noise.to(latents)
+    still = latents.expand_as(noise)
+    if setting.noise == "frame_init":
+        alpha_bar = float(schedule.alphas_cumprod[-1])
+        noise = torch.stack([frame_init(clip, own, alpha_bar) for clip, own in zip(still, noise, strict=True)])
+    x = initial(shift(noise, mean), sigmas[0]) + (still if setting.still else 0)
+    encoded = pipeline.network.encode_condition(latents.to(pipeline.dtype), lambda_=config.lambda_)
+    denoise = Denoiser(pipeline.network, config, encoded, context)
+    generator = torch.Generator().manual_seed(seeds[0])
+    added = mean if setting.share else 0.0
+    if setting.ancestral:
+        return sample_ancestral(denoise, x, sigmas, added, generator)
+    return sample_euler(denoise, x, sigmas, mean=added, s_churn=setting.churn, generator=generator)
+
+
+def sample_ancestral(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, mean: Tensor | float, generator: torch.Generator
+) -> Tensor:
+    """Euler steps down to σ_down, from where fresh noise leads up to σ_next again, with its share (σ_next−σ_down)·μ."""
+    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        up = (following**2 * (sigma**2 - following**2) / sigma**2).sqrt()
+        down = (following**2 - up**2).sqrt()
+        x = x + (x - denoise(x, sigma)) / sigma * (down - sigma)
+        fresh = torch.randn(x.shape, generator=generator).to(x)
+        x = x + up * fresh + (following - down) * mean
+    return x
+
+
+# --- measuring ---
+
+
+def measured(frames: Iterable[Tensor], clips: Sequence[Clip]) -> Figures:
+    """The figures of sampled clips: the PSNR of the given frame and of all frames with the truth, how far the mean
+    colour is from it, the mean length of the flow, and how well neighbouring frames agree once they are warped."""
+    figures: Figures = {name: [] for name in UNITS}
+    for made, clip in zip(frames, clips, strict=True):
+        centre, report = len(made) // 2, clip_report(made)
+        figures["given frame"].append(psnr(made[centre], clip.frames[centre]))
+        figures["all frames"].append(psnr(made, clip.frames))
+        figures["drift"].append(colour_drift(made, clip.frames))
+        figures["motion"].append(report.motion)
+        figures["warped"].append(report.consistency)
+    return figures
+
+
+class Models:
+    """The models of a folder, and the figures that were measured of them, each once."""
+
+    def __init__(self, folder: Path, scenes: int, device: str):
+        self.files = {path.name: path for path in sorted(folder.iterdir()) if len(path.name.split("-")) == 4}
+        self.count, self.device, self.known = scenes, device, {}
+        self.pipelines: dict[str, Pipeline] = {}
+        self.sheets: dict[str, Tensor] = {}
+
+    def named(self, size: str, kind: str, strength: float, seed: int = 0) -> str | None:
+        """The name of a model, if it has been trained."""
+        name = f"{size}-{kind}-{strength:g}-{seed}"
+        return name if name in self.files and list(self.files[name].glob("*.safetensors")) else None
+
+    def pipeline(self, name: str) -> Pipeline:
+        """The model of a name."""
+        if name not in self.pipelines:
+            [file] = self.files[name].glob("*.safetensors")
+            self.pipelines[name] = Pipeline.from_file(file, self.device)
+        return self.pipelines[name]
+
+    def scenes(self, name: str, scale: float = 1.0) -> Scenes:
+        """The scenes at the size of a model, or at `scale` times it."""
+        config = self.pipeline(name).config
+        factor = config.autoencoder.factor
+        return Scenes.draw(self.count, config.network.frames, round(config.width * scale / factor) * factor)
+
+    def measure(self, name: str, setting: Setting, scale: float = 1.0) -> Figures:
+        """The figures of a model with a setting, of all scenes."""
+        key = (name, setting, scale)
+        if key not in self.known:
+            scenes = self.scenes(name, scale)
+            frames = sample(self.pipeline(name), scenes, setting)
+            self.known[key] = measured(tqdm(frames, f"{name} {setting.strength} {setting.steps}"), scenes.clips)
+            self.sheets[" ".join(map(str, key))] = torch.cat(list(frames[1]), -1)
+        return self.known[key]
+
+    def ceiling(self, name: str, scale: float = 1.0) -> Figures:
+        """The figures of the true clips after the autoencoder."""
+        pipeline, scenes = self.pipeline(name), self.scenes(name, scale)
+        return measured([pipeline.decode(pipeline.encode(clip.frames)) for clip in scenes.clips], scenes.clips)
+
+
+def best_strength(models: Models, name: str) -> tuple[float, float, list[float]]:
+    """The strength γ at which the mean of the samples is unbiased by measurement; ρ/σ_max, where it should be; and
+    ρ_n/σ_max of each frame.
+
+    The bias is that of the share of z^c in a frame, <z_n, z^c>/<z^c, z^c>, less the truth's share ρ_n, in all scenes.
+    """
+    pipeline, scenes = models.pipeline(name), models.scenes(name)
+    lambda_, sigma_max = pipeline.config.lambda_, float(NoiseSchedule().sigmas[-1])
+    truth = torch.stack([pipeline.encode(clip.frames) for clip in scenes.clips])
+    given = truth[:, truth.shape[1] // 2][:, None]
+
+    def share(latents: Tensor) -> Tensor:
+        return (latents * given).sum((0, 2, 3, 4)) / given.square().sum()
+
+    rho = share(truth)
+    context = pipeline.text.encode([clip.caption for clip in scenes.clips]) if pipeline.text else None
+    gammas, biases = torch.tensor(GAMMAS), []
+    for gamma in GAMMAS:
+        with torch.no_grad():
+            made = sample_latents(pipeline, given, context, scenes.seeds, Setting(lambda_ + gamma))
+        biases.append(float((share(made) - rho).mean()))
+    slope, at_zero = _line(gammas.tolist(), biases)
+    return -at_zero / slope, float(rho.mean()) / sigma_max, (rho / sigma_max).tolist()
+
+
+def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """The slope and the value at 0 of the least-squares line through points."""
+    middle_x, middle_y = fmean(x), fmean(y)
+    spread = sum((a - middle_x) ** 2 for a in x)
+    slope = sum((a - middle_x) * (b - middle_y) for a, b in zip(x, y, strict=True)) / spread
+    return slope, middle_y - slope * middle_x
+
+
+# --- tables ---
+
+
+def table(rows: Sequence[tuple[str, Figures]], chosen: Callable[[int], bool] = lambda _: True) -> list[str]:
+    """Rows of figures as Markdown: the mean of the first one's, of the others the mean difference and its interval."""
+    lines = [" | ".join(["|", *(f"{name}, {unit}" for name, unit in UNITS.items()), ""]).rstrip()]
+    lines += ["|" + "---|" * (len(UNITS) + 1)]
+    for number, (title, figures) in enumerate(rows):
+        cells = []
+        for name in UNITS:
+            values, first = (
+                [value for index, value in enumerate(part[name]) if chosen(index)] for part in (figures, rows[0][1])
+            )
+            differences = [a - b for a, b in zip(values, first, strict=True)]
+            cells.append(f"{fmean(values):.3g}" if number == 0 else difference(differences))
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def difference(values: Sequence[float]) -> str:
+    """A mean difference with its interval; bold where the interval is on one side of 0."""
+    low, high = mean_interval(values) or (fmean(values),) * 2
+    text = f"{fmean(values):+.2g} [{low:+.2g}, {high:+.2g}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def figure_3(models: Models, kinds: Iterable[tuple[str, str, int]]) -> list[str]:
+    """With and without the prior in training and in sampling."""
+    lines = ["## Figure 3: with and without the prior"]
+    for size, kind, seed in kinds:
+        with_it, without = models.named(size, kind, 0.03, seed), models.named(size, kind, 0.0, seed)
+        if with_it is None or without is None:
+            continue
+        rows = [(f"trained without, strength {s:g}", models.measure(without, Setting(s))) for s in (0.0, 0.03, 0.07)]
+        rows += [
+            (f"trained with λ = 0.03, strength {s:g}", models.measure(with_it, Setting(s)))
+            for s in (0.0, 0.03, 0.05, 0.07)
+        ]
+        rows.append(("the true clips, coded", models.ceiling(without)))
+        lines += ["", f"{size}, {kind}, training seed {seed}:", "", *table(rows)]
+    return lines
+
+
+def figure_4(models: Models, with_it: str, without: str) -> list[str]:
+    """At 1.6 times the training's resolution."""
+    rows = [("without the prior", models.measure(without, Setting(), LARGER))]
+    rows += [(f"λ = 0.03, strength {s:g}", models.measure(with_it, Setting(s), LARGER)) for s in (0.03, 0.05, 0.07)]
+    rows.append(("the true clips, coded", models.ceiling(without, LARGER)))
+    size = models.scenes(without, LARGER).clips[0].frames.shape[-1]
+    return [f"## Figure 4: {size}×{size} pixels, trained at {models.pipeline(without).config.width}", "", *table(rows)]
+
+
+def figure_5(models: Models, with_it: str, without: str) -> list[str]:
+    """With 5 and with 50 steps, for simple and for complex motion."""
+    clips = models.scenes(without).clips
+    simple = [clip.kind == "camera" and clip.motion in SIMPLE for clip in clips]
+    rows = [
+        (f"{'without the prior' if name == without else 'λ = 0.03, strength 0.05'}, {steps} steps",
+         models.measure(name, Setting(0.0 if name == without else 0.05, steps=steps)))
+        for steps in (50, FEW) for name in (without, with_it)
+    ]  # fmt: skip
+    lines = [f"## Figure 5: {FEW} steps"]
+    for title, wanted in (("simple motion (pans, tilts, still cameras)", True), ("all other motion", False)):
+        count = simple.count(wanted)
+        lines += ["", f"{title}, {count} scenes:", "", *table(rows, lambda index, w=wanted: simple[index] == w)]
+    return lines
+
+
+def figure_6(models: Models, names: Iterable[str]) -> list[str]:
+    """γ against the motion."""
+    lines = [
+        "## Figure 6: γ and motion",
+        "",
+        f"| | {' | '.join(f'γ {g:g}' for g in GAMMAS)} | slope, px a frame per 0.01 |",
+    ]
+    lines.append("|" + "---|" * (len(GAMMAS) + 2))
+    for name in names:
+        lambda_ = models.pipeline(name).config.lambda_
+        motion = [models.measure(name, Setting(lambda_ + gamma))["motion"] for gamma in GAMMAS]
+        slopes = [0.01 * _line(GAMMAS, values)[0] for values in zip(*motion, strict=True)]
+        means = [fmean(values) for values in motion]
+        cells = [f"{value:.3f}" for value in means]
+        order = "falls throughout" if means == sorted(means, reverse=True) else "not monotone"
+        lines.append(f"| {name} ({order}) | {' | '.join(cells)} | {difference(slopes)} |")
+    return lines
+
+
+def beyond(models: Models, with_it: str, without: str) -> list[str]:
+    """What the paper does not show."""
+    best, expected, per_frame = best_strength(models, with_it)
+    strengths = tuple(0.03 + value for value in per_frame)
+    base = Setting(0.05)
+    rows = [
+        ("Euler, strength 0.05", base),
+        (f"λ + ρ_n/σ_max of each frame (mean {fmean(strengths):.3f})", replace(base, strength=strengths)),
+        ("strength 0.07", replace(base, strength=0.07)),
+        ("churn 20, with its share of μ", replace(base, churn=20.0)),
+        ("churn 20, without", replace(base, churn=20.0, share=False)),
+        ("ancestral, with its share of μ", replace(base, ancestral=True)),
+        ("ancestral, without", replace(base, ancestral=True, share=False)),
+    ]
+    plain = Setting()
+    others = [
+        ("independent noise", plain),
+        ("strength 0.07 (Panacea's)", replace(plain, strength=0.07)),
+        ("the repeated latent added (the host's own way, 0.068)", replace(plain, still=True)),
+        ("PYoCo, mixed, α = 1", replace(plain, noise="mixed")),
+        ("PYoCo, progressive, α = 1", replace(plain, noise="progressive")),
+        ("FrameInit, cut-off 0.25", replace(plain, noise="frame_init")),
+    ]
+    return [
+        "## What the paper does not show", "",
+        f"The γ without bias, by measurement: {best:.3f}; ρ/σ_max: {expected:.3f} ({with_it}).", "",
+        f"{with_it}:", "", *table([(title, models.measure(with_it, setting)) for title, setting in rows]), "",
+        f"{without}, started in other ways:", "",
+        *table([(title, models.measure(without, setting)) for title, setting in others]),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Write the tables into the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", type=Path)
+    parser.add_argument("--scenes", type=int, default=64)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--sheets", type=Path, help="a folder for pictures of one clip with every setting")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    models = Models(arguments.models, arguments.scenes, arguments.device)
+    sizes = sorted({name.split("-")[0] for name in models.files}, reverse=True)
+    seeds = sorted({int(name.split("-")[3]) for name in models.files})
+    kinds = [(size, kind, seed) for size in sizes for kind in ("eps", "v") for seed in seeds]
+    sections = [figure_3(models, kinds)]
+    pairs = [(models.named(size, "eps", 0.03), models.named(size, "eps", 0.0)) for size in sizes]
+    for with_it, without in pairs:
+        if with_it and without:
+            sections += [figure(models, with_it, without) for figure in (figure_4, figure_5, beyond)]
+    named = [models.named(size, kind, 0.03, seed) for size, kind, seed in kinds]
+    sections.append(figure_6(models, filter(None, named)))
+    text = arguments.page.read_text() if arguments.page.exists() else ""
+    head = text.partition(MARK)[0]
+    body = "\n\n".join("\n".join(lines) for lines in sections)
+    arguments.page.write_text(
+        f"{head}{MARK}\n\n{arguments.scenes} scenes, paired differences to the first row.\n\n{body}\n"
+    )
+    if arguments.sheets:
+        arguments.sheets.mkdir(parents=True, exist_ok=True)
+        for name, frames in models.sheets.items():
+            contact_sheet([frames], arguments.sheets / f"{name.replace('/', '_')[:120]}.png")
+
+
+if __name__ == "__main__":
+    main()
