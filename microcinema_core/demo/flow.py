@@ -38,7 +38,7 @@ FINE_CHANNELS = 8  # flow to both pictures, logit of the mask, residual
 # frame makes it better by less than the first of GAINS, they are blended as they are; from the second of either on not.
 DIFFERENCES = 3 / 255, 5 / 255
 GAINS = 1.2, 1.6
-AGREEMENT_WINDOW = 17  # pixels, the side of the window
+AGREEMENT_WINDOW = 33  # pixels, the side of the window
 COARSEST = 2 ** len(CHANNELS)
 SLOPE = 0.1  # of the leaky ReLUs
 
@@ -60,6 +60,7 @@ class Interpolated:
     flows: (b, 4, H, W), from the frame to the first and to the last picture, right and down in pixels.
     mask: (b, 1, H, W), the weight of the first picture.
     warped: (b, 6, H, W), the first and the last picture warped to the frame.
+    moving: (b, 1, H, W), 0 where the frame is the pictures' linear blend.
     estimates: those of all levels, from coarse to fine.
     """
 
@@ -67,13 +68,13 @@ class Interpolated:
     flows: Tensor
     mask: Tensor
     warped: Tensor
+    moving: Tensor
     estimates: list[Estimate]
 
     def cropped(self, height: int, width: int) -> Interpolated:
         """The maps at full resolution without what is to the right of and below this size."""
-        maps = (self.frame, self.flows, self.mask, self.warped)
-        frame, flows, mask, warped = (values[..., :height, :width] for values in maps)
-        return Interpolated(frame, flows, mask, warped, self.estimates)
+        maps = (self.frame, self.flows, self.mask, self.warped, self.moving)
+        return Interpolated(*(values[..., :height, :width] for values in maps), self.estimates)
 
 
 class FlowNetwork(nn.Module):
@@ -147,8 +148,8 @@ class FlowNetwork(nn.Module):
         warped = torch.cat([warp(first, flows[:, :2]), warp(last, flows[:, 2:])], 1)
         mask = torch.sigmoid(logits + _prior(time))
         frame, linear = blend(warped, logits, time) + residual, torch.lerp(first, last, time)
-        frame = torch.lerp(linear, frame, _is_moving(first, last, warped))
-        return Interpolated(frame, flows, mask, warped, estimates)
+        moving = _moving(first, last, warped)
+        return Interpolated(torch.lerp(linear, frame, moving), flows, mask, warped, moving, estimates)
 
 
 class _Level(nn.Module):
@@ -307,7 +308,7 @@ def blend(warped: Tensor, logits: Tensor, time: float) -> Tensor:
 
 
 @torch.no_grad()
-def _is_moving(first: Tensor, last: Tensor, warped: Tensor) -> Tensor:
+def _moving(first: Tensor, last: Tensor, warped: Tensor) -> Tensor:
     """0 where pictures (b, 3, H, W) agree as well without being warped (b, 6, H, W), 1 where they do not, (b, 1, H, W)."""
     without, rest = (
         F.avg_pool2d(

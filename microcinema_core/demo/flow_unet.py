@@ -51,7 +51,7 @@ class FlowUNet(DemoUNet):
         decoded. At a cut they are copies of the end frames."""
         warped = self._warped(condition, sampled.shape[1])
         residual = self.flow_warp.residual((sampled.to(warped.latents) - warped.latents).flatten(0, 1))
-        residual = residual.unflatten(0, sampled.shape[:2]) * ~warped.held.view(-1, 1, 1, 1, 1)
+        residual = residual.unflatten(0, sampled.shape[:2]) * warped.moving
         return (warped.pixels + residual)[:, 1:-1].float().cpu().clamp(0, 1)
 
     def _warped(self, condition: Condition, frames: int) -> WarpedFrames:

@@ -29,14 +29,15 @@ class WarpedFrames:
     pixels: (b, t, 3, H, W).
     latents: (b, t, C, h, w), the autoencoder's of these pixels; those of the end frames are the condition's own.
     disagreement: (b, t, 1, h, w), the mean difference of the colours of both end frames, warped to the frame.
-    held: (b,), true where the end frames do not show the same scene, or are equal. Such windows hold the nearer end
-        frame.
+    moving: (b, t, 1, H, W), 0 where they are a blend of the end frames without motion, or copies of them.
+    is_cut: (b,), true where the end frames do not show the same scene. Such windows hold the nearer one.
     """
 
     pixels: Tensor
     latents: Tensor
     disagreement: Tensor
-    held: Tensor
+    moving: Tensor
+    is_cut: Tensor
 
 
 class FlowWarp(nn.Module):
@@ -63,23 +64,24 @@ class FlowWarp(nn.Module):
         """The frames at `times` between end frames (b, 2, 3, H, W) with latents (b, 2, C, h, w)."""
         made = self.between(ends, [time for time in times if 0 < time < 1])
         frames = iter(made)
-        pixels, encoded, disagreement = [], [], []
-        held = (ends[:, 0] == ends[:, 1]).flatten(1).all(1)
-        if made:
-            held = held | _is_cut(made[len(made) // 2].warped)
+        pixels, encoded, disagreement, moving = [], [], [], []
+        is_cut = _is_cut(made[len(made) // 2].warped) if made else ends.new_zeros(len(ends), dtype=torch.bool)
+        cut = is_cut.view(-1, 1, 1, 1)
         for time in times:
             if time in (0, 1):
                 pixels.append(ends[:, int(time)])
                 encoded.append(latents[:, int(time)])
                 disagreement.append(torch.zeros_like(latents[:, 0, :1]))
+                moving.append(torch.zeros_like(ends[:, 0, :1]))
                 continue
             result = next(frames)
-            frame = torch.where(held.view(-1, 1, 1, 1), ends[:, int(time > 0.5)], result.frame.clamp(0, 1))
+            frame = torch.where(cut, ends[:, int(time > 0.5)], result.frame.clamp(0, 1))
             first, last = result.warped.chunk(2, 1)
             pixels.append(frame)
             encoded.append(self.autoencoder.encode(frame.contiguous(memory_format=torch.channels_last)))
             disagreement.append(F.avg_pool2d((first - last).abs().mean(1, keepdim=True), self.factor))
-        return WarpedFrames(torch.stack(pixels, 1), torch.stack(encoded, 1), torch.stack(disagreement, 1), held)
+            moving.append(result.moving * ~cut)
+        return WarpedFrames(*(torch.stack(maps, 1) for maps in (pixels, encoded, disagreement, moving)), is_cut)
 
     def between(self, ends: Tensor, times: Sequence[float]) -> list[Interpolated]:
         """The flow network's results for end frames (b, 2, 3, H, W) of any size."""

@@ -51,7 +51,7 @@ class WarpedClips:
         """The clips backwards in time."""
         warped = replace(
             self.warped, pixels=self.warped.pixels.flip(1), latents=self.warped.latents.flip(1),
-            disagreement=self.warped.disagreement.flip(1),
+            disagreement=self.warped.disagreement.flip(1), moving=self.warped.moving.flip(1),
         )  # fmt: skip
         return WarpedClips(self.pixels.flip(1), self.latents.flip(1), warped)
 
@@ -72,7 +72,7 @@ def draw_clips(network: FlowUNet, photographs: Photographs, seeds: Sequence[int]
         flat = pixels.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         latents = network.flow_warp.autoencoder.encode(flat).unflatten(0, pixels.shape[:2])
         clips = WarpedClips(pixels, latents, network.flow_warp(pixels[:, [0, -1]], latents[:, [0, -1]], times))
-        parts.append(clips.rows(~clips.warped.held))
+        parts.append(clips.rows(~clips.warped.is_cut))
     warped = [torch.cat(values) for values in zip(*(vars(part.warped).values() for part in parts), strict=True)]
     pixels, latents = (torch.cat([getattr(part, name) for part in parts]) for name in ("pixels", "latents"))
     return WarpedClips(pixels, latents, WarpedFrames(*warped))

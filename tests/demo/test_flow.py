@@ -155,8 +155,8 @@ def test_a_moved_picture_is_no_cut_and_another_picture_is_one(flow_warp):
     other = torch.stack([moved[0, 0], texture(128, 128, seed=9)])[None]
     flat = torch.full_like(moved, 0.3)
     flat[:, 1] = 0.4  # a fade
-    warped, _ = frames_between(flow_warp, torch.cat([moved, other, flat, moved[:, :1].expand(-1, 2, -1, -1, -1)]))
-    assert warped.held.tolist() == [False, True, False, True]
+    warped, _ = frames_between(flow_warp, torch.cat([moved, other, flat]))
+    assert warped.is_cut.tolist() == [False, True, False] and not warped.moving[1].any()
     held = warped.pixels[1]
     assert all(torch.equal(frame, end) for frame, end in zip(held, other[0][[0, 0, 0, 1, 1]], strict=True))
 
@@ -165,7 +165,27 @@ def test_between_equal_frames_there_are_their_copies(flow_warp):
     """Of a film that shows each picture twice, or of a still: nothing that the network would change is better."""
     ends = texture(64, 64)[None, None].expand(1, 2, -1, -1, -1)
     warped, _ = frames_between(flow_warp, ends)
-    assert warped.held.all() and torch.equal(warped.pixels, ends[:, :1].expand(-1, 5, -1, -1, -1))
+    assert not warped.moving.any() and torch.equal(warped.pixels, ends[:, :1].expand(-1, 5, -1, -1, -1))
+
+
+def test_what_stands_still_is_blended_and_what_moves_is_not(network):
+    """Noise that differs from picture to picture is no motion; a thing that moves in front of it is."""
+    pictures = texture(128, 128)[None].repeat(2, 1, 1, 1)
+    pictures += 0.004 * torch.randn(pictures.shape, generator=torch.Generator().manual_seed(1))
+    pictures[0, :, 40:64, 40:64], pictures[1, :, 40:64, 56:80] = 0.9, 0.9
+    result = network(pictures[None], 0.25)
+    blended = torch.lerp(pictures[0], pictures[1], 0.25)
+    assert torch.equal(result.frame[0, :, 96:, 96:], blended[:, 96:, 96:]) and not result.moving[0, :, 96:, 96:].any()
+    assert (result.moving[0, :, 44:60, 56:64] == 1).all()
+
+
+def test_stripes_that_stand_still_get_no_flow():
+    """At half the resolution stripes of three pixels look like wider ones, which fit elsewhere too."""
+    x = torch.arange(128.0)
+    stripes = 0.5 + 0.3 * torch.sin(2 * torch.pi * (x + 0.4 * x[:, None]) / 3)
+    generator = torch.Generator().manual_seed(0)
+    first, last = (stripes + 0.002 * torch.randn(1, 3, 128, 128, generator=generator) for _ in range(2))
+    assert inverse_search(first, last).norm(dim=1).quantile(0.95) < 0.1
 
 
 def test_a_residual_of_zero_changes_no_pixel(flow_warp):

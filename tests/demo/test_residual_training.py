@@ -40,7 +40,7 @@ def clips(model, tmp_path_factory):
 
 
 def test_clips_without_a_cut_come_with_their_prediction(clips):
-    assert 4 <= len(clips) <= 12 and not clips.warped.held.any()
+    assert 4 <= len(clips) <= 12 and not clips.warped.is_cut.any()
     assert clips.pixels.shape[1:] == (5, 3, 64, 64) and clips.latents.shape == clips.warped.latents.shape
     assert torch.equal(clips.latents[:, [0, -1]], clips.warped.latents[:, [0, -1]])
     assert 0 < clips.residual_std < clips.latents.std()
