@@ -48,6 +48,13 @@ def _update(before: Tensor, after: Tensor, flow: Tensor, damping: float) -> Tens
     return update.clamp(-1, 1)  # a step that is larger belongs to a coarser level
 
 
+def window_mean(maps: Tensor, side: int) -> Tensor:
+    """The mean of maps (n, C, H, W) over the window of side × side pixels around each one, as far as it lies inside."""
+    half = side // 2
+    rows = F.avg_pool2d(maps, (side, 1), 1, (half, 0), count_include_pad=False)
+    return F.avg_pool2d(rows, (1, side), 1, (0, half), count_include_pad=False)
+
+
 def blurred(maps: Tensor, std: float) -> Tensor:
     """Maps (b, c, h, w) after a Gaussian filter."""
     radius = int(3 * std)

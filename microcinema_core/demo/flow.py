@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..optical_flow import warp
+from ..optical_flow import warp, window_mean
 from .inverse_search import STRIDE, inverse_search
 
 CHANNELS = (16, 32, 64, 96)  # of the pictures' features at 1/2, 1/4, 1/8 and 1/16 of the resolution
@@ -34,11 +34,14 @@ PATCH = 5  # side of the patches of brightness that are compared at first, in ce
 PATCH_STRIDE = 8
 PATCH_RADIUS = 6  # of this comparison, in these cells: 48 pixels
 FINE_CHANNELS = 8  # flow to both pictures, logit of the mask, residual
-# Where pictures differ by less than the first of DIFFERENCES, a mean over colours and a window, and warping them to the
-# frame makes it better by less than the first of GAINS, they are blended as they are; from the second of either on not.
+# Pictures are blended as they are where they differ by less than the first of DIFFERENCES, a mean over colours and a
+# window, and warping them makes that better by less than the first of GAINS; from the second of either on they are not.
+# They are as well where warping makes it worse: by the second of LOSSES not yet, by the first wholly.
 DIFFERENCES = 3 / 255, 5 / 255
 GAINS = 1.2, 1.6
-AGREEMENT_WINDOW = 33  # pixels, the side of the window
+LOSSES = 0.9, 1.1
+AGREEMENT_STRIDE = 4  # pixels, the side of the cells in which this is computed
+AGREEMENT_WINDOW = 9  # cells, the side of the window
 COARSEST = 2 ** len(CHANNELS)
 SLOPE = 0.1  # of the leaky ReLUs
 
@@ -74,7 +77,8 @@ class Interpolated:
     def cropped(self, height: int, width: int) -> Interpolated:
         """The maps at full resolution without what is to the right of and below this size."""
         maps = (self.frame, self.flows, self.mask, self.warped, self.moving)
-        return Interpolated(*(values[..., :height, :width] for values in maps), self.estimates)
+        frame, flows, mask, warped, moving = (values[..., :height, :width] for values in maps)
+        return Interpolated(frame, flows, mask, warped, moving, self.estimates)
 
 
 class FlowNetwork(nn.Module):
@@ -309,18 +313,17 @@ def blend(warped: Tensor, logits: Tensor, time: float) -> Tensor:
 
 @torch.no_grad()
 def _moving(first: Tensor, last: Tensor, warped: Tensor) -> Tensor:
-    """0 where pictures (b, 3, H, W) agree as well without being warped (b, 6, H, W), 1 where they do not, (b, 1, H, W)."""
+    """0 where pictures (b, 3, H, W) agree as well as when they are warped (b, 6, H, W), 1 where not, (b, 1, H, W)."""
     without, rest = (
-        F.avg_pool2d(
-            (a - b).abs().mean(1, keepdim=True), AGREEMENT_WINDOW, 1, AGREEMENT_WINDOW // 2, count_include_pad=False
-        )
+        window_mean(F.avg_pool2d((a - b).abs().mean(1, keepdim=True), AGREEMENT_STRIDE), AGREEMENT_WINDOW)
         for a, b in ((first, last), warped.chunk(2, 1))
     )
-    gains = [gain * rest for gain in GAINS]
-    return torch.maximum(_ramp(without, *DIFFERENCES), _ramp(without, gains[0], gains[1] + 1e-6))
+    gained, lost = (_ramp(without, low * rest, high * rest + 1e-6) for low, high in (GAINS, LOSSES))
+    moving = torch.minimum(torch.maximum(_ramp(without, *DIFFERENCES), gained), lost)
+    return _enlarge(moving, AGREEMENT_STRIDE)
 
 
-def _ramp(values: Tensor, low, high) -> Tensor:
+def _ramp(values: Tensor, low: Any, high: Any) -> Tensor:
     """Values as 0 up to `low`, as 1 from `high` on, and linear between."""
     return ((values - low) / (high - low)).clamp(0, 1)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..optical_flow import blurred, warp
+from ..optical_flow import blurred, warp, window_mean
 
 STRIDE = 2  # of the result: the finest level is at half the resolution
 COARSEST = 12  # pixels: the smallest side of the pyramid
@@ -46,10 +46,7 @@ def inverse_search(first: Tensor, last: Tensor) -> Tensor:
 def _still(first: Tensor, last: Tensor, flow: Tensor) -> Tensor:
     """Where pictures (n, 1, H, W) agree better without the flow (n, 2, H/2, W/2), (n, 1, H, W)."""
     moved = warp(last, F.interpolate(flow, first.shape[-2:], mode="bilinear"))
-    without, error = (
-        F.avg_pool2d((other - first).square(), STILL_WINDOW, 1, STILL_WINDOW // 2, count_include_pad=False)
-        for other in (last, moved)
-    )
+    without, error = (window_mean((other - first).square(), STILL_WINDOW) for other in (last, moved))
     return without < STILL * error
 
 
