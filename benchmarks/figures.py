@@ -283,6 +283,8 @@ def figure_5(models: Models, with_it: str, without: str) -> list[str]:
     lines = [f"## Figure 5: {FEW} steps"]
     for title, wanted in (("simple motion (pans, tilts, still cameras)", True), ("all other motion", False)):
         count = simple.count(wanted)
+        if not count:
+            continue
         lines += ["", f"{title}, {count} scenes:", "", *table(rows, lambda index, w=wanted: simple[index] == w)]
     return lines
 
