@@ -45,7 +45,7 @@ def check_model(config: VideoRunConfig) -> ModelConfig:
         raise MicroCinemaError("model.autoencoder is missing: give a model file with one, such as 'demo-base'")
     if table.text:
         model = _with_text(model, table)
-    elif model.text:
+    if model.text:
         _check_text(model.text, table)
     elif table.vocabulary:
         raise MicroCinemaError(f"model.vocabulary cannot be {table.vocabulary} for a model without text: give 0")
@@ -87,7 +87,7 @@ def _check_text(text: TextConfig, table: ModelTable) -> None:
         raise MicroCinemaError("model.vocabulary cannot be given with model.start, which has a text encoder: give 0")
     if table.vocabulary or text.tokenizer is not None:
         return
-    if not table.start:
+    if not (table.start or table.text):
         raise MicroCinemaError("model.vocabulary is 0: give a number of words, or a model with text in model.start")
     if not os.path.isdir(table.tokenizer):
         raise MicroCinemaError(
@@ -120,12 +120,18 @@ def initial_model(config: VideoRunConfig, model: ModelConfig, captions: Iterable
             network = with_new_latents(network, model.network, config.train.seed)
         return LoadedModel(model, network.requires_grad_(True).train(), autoencoder, loaded.text)
     torch.manual_seed(config.train.seed)
-    if model.text and table.vocabulary:
-        model = replace(model, text=with_vocabulary(model.text, captions, table.vocabulary))
-    text = TextEncoder(model.text) if model.text else None
-    if table.text:
-        text = load_text(_file("text", table.text), Path(table.tokenizer) if table.tokenizer else None)
+    text = _text(table, model.text, captions)
+    model = replace(model, text=text.config if text else None)
     return LoadedModel(model, build(model.network), autoencoder, text)
+
+
+def _text(table: ModelTable, config: TextConfig | None, captions: Iterable[str]) -> TextEncoder | None:
+    """The text encoder of a model that starts from random weights: another file's, or a new one."""
+    if table.text:
+        return load_text(_file("text", table.text), Path(table.tokenizer) if table.tokenizer else None)
+    if config and table.vocabulary:
+        config = with_vocabulary(config, captions, table.vocabulary)
+    return TextEncoder(config) if config else None
 
 
 def with_new_latents(network: nn.Module, config: NetworkConfig, seed: int) -> MicroCinemaUNet:
