@@ -12,14 +12,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice, product
 from pathlib import Path
 from statistics import fmean
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from microcinema_core.demo.evaluate import EVALUATION_SEEDS
+from microcinema_core.checkpoint import resolve
+from microcinema_core.demo.evaluate import EVALUATION_SEEDS, drawn_clips
 from microcinema_core.demo.scenes import Clip, draw_clip
 from microcinema_core.diffusion import Denoiser, NoiseSchedule
 from microcinema_core.images import contact_sheet
@@ -38,7 +39,10 @@ FEW = 5  # steps: Figure 5
 GAMMAS = (-0.02, 0.0, 0.02, 0.04, 0.06)  # Figure 6
 SIMPLE = ("left", "right", "up", "down", "still")  # motions of a camera: every place moves alike
 BATCH = 16
+SHOWN = 1  # the scene of the pictures
+INTERPOLATED = 100  # scenes of each kind
 UNITS = {"given frame": "dB", "all frames": "dB", "drift": "of 1", "motion": "px a frame", "warped": "dB"}
+UNITS |= {"between": "dB"}  # the frames between two ends
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Setting:
     churn: float = 0.0
     ancestral: bool = False
     share: bool = True  # the noise that is added on the way carries its share of μ
+    zero_snr: bool = False  # on a schedule that ends in pure noise
 
 
 @dataclass
@@ -68,6 +73,18 @@ class Scenes:
         return cls([draw_clip(seed, frames=frames, size=size) for seed in seeds], seeds)
 
 
+class ZeroTerminalSnr(NoiseSchedule):
+    """The schedule rescaled so that its last timestep is pure noise (Lin et al. 2024, algorithm 1): the cure of the
+    other end, that of the training's terminal noise. A share of 1e-4 of the signal stays, so that σ is finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        signal = self.alphas_cumprod.sqrt()
+        signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+        self.alphas_cumprod = signal.clamp(min=1e-4).square()
+        self.sigmas = ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
+
+
 Figures = dict[str, list[float]]  # of each clip, by the names of UNITS
 
 
@@ -75,24 +92,24 @@ Figures = dict[str, list[float]]  # of each clip, by the names of UNITS
 
 
 @torch.no_grad()
-def sample(pipeline: Pipeline, scenes: Scenes, setting: Setting) -> list[Tensor]:
-    """The frames (t, 3, h, w) of all scenes."""
+def sample(pipeline: Pipeline, scenes: Scenes, setting: Setting) -> Tensor:
+    """The latents (n, t, C, h, w) of clips for all scenes."""
     made = []
     for start in range(0, len(scenes.clips), BATCH):
         clips, seeds = scenes.clips[start : start + BATCH], scenes.seeds[start : start + BATCH]
         pictures = torch.stack([clip.frames[len(clip.frames) // 2] for clip in clips])
         latents = pipeline.encode(pictures)[:, None]
         context = pipeline.text.encode([clip.caption for clip in clips]) if pipeline.text else None
-        sampled = sample_latents(pipeline, latents, context, seeds, setting)
-        made += [pipeline.decode(clip) for clip in sampled]
-    return made
+        made.append(sample_latents(pipeline, latents, context, seeds, setting))
+    return torch.cat(made)
 
 
 def sample_latents(
     pipeline: Pipeline, latents: Tensor, context: Tensor | None, seeds: Sequence[int], setting: Setting
 ) -> Tensor:
     """Clips (b, t, C, h, w) for latents (b, 1, C, h, w) of their centre frames."""
-    config, schedule = pipeline.config, NoiseSchedule()
+    config = pipeline.config
+    schedule = ZeroTerminalSnr() if setting.zero_snr else NoiseSchedule()
     frames, sigmas = config.network.frames, schedule.sigmas_for(setting.steps)
     strength = torch.tensor(setting.strength) if isinstance(setting.strength, tuple) else setting.strength
     mean = prior_mean(latents, frames, strength)
@@ -106,6 +123,7 @@ def sample_latents(
     x = initial(shift(noise, mean), sigmas[0]) + (still if setting.still else 0)
     encoded = pipeline.network.encode_condition(latents.to(pipeline.dtype), lambda_=config.lambda_)
     denoise = Denoiser(pipeline.network, config, encoded, context)
+    denoise.schedule = schedule
     generator = torch.Generator().manual_seed(seeds[0])
     added = mean if setting.share else 0.0
     if setting.ancestral:
@@ -132,7 +150,7 @@ def sample_ancestral(
 def measured(frames: Iterable[Tensor], clips: Sequence[Clip]) -> Figures:
     """The figures of sampled clips: the PSNR of the given frame and of all frames with the truth, how far the mean
     colour is from it, the mean length of the flow, and how well neighbouring frames agree once they are warped."""
-    figures: Figures = {name: [] for name in UNITS}
+    figures: Figures = {name: [] for name in ("given frame", "all frames", "drift", "motion", "warped")}
     for made, clip in zip(frames, clips, strict=True):
         centre, report = len(made) // 2, clip_report(made)
         figures["given frame"].append(psnr(made[centre], clip.frames[centre]))
@@ -144,11 +162,13 @@ def measured(frames: Iterable[Tensor], clips: Sequence[Clip]) -> Figures:
 
 
 class Models:
-    """The models of a folder, and the figures that were measured of them, each once."""
+    """The models of a folder, and what was sampled and measured of them, each once."""
 
     def __init__(self, folder: Path, scenes: int, device: str):
         self.files = {path.name: path for path in sorted(folder.iterdir()) if len(path.name.split("-")) == 4}
-        self.count, self.device, self.known = scenes, device, {}
+        self.count, self.device = scenes, device
+        self.latents: dict[tuple[str, Setting, float], Tensor] = {}
+        self.figures: dict[tuple[str, Setting, float], Figures] = {}
         self.pipelines: dict[str, Pipeline] = {}
         self.sheets: dict[str, Tensor] = {}
 
@@ -170,15 +190,22 @@ class Models:
         factor = config.autoencoder.factor
         return Scenes.draw(self.count, config.network.frames, round(config.width * scale / factor) * factor)
 
+    def sampled(self, name: str, setting: Setting, scale: float = 1.0) -> Tensor:
+        """The latents (n, t, C, h, w) of a model's clips with a setting, of all scenes."""
+        key = (name, setting, scale)
+        if key not in self.latents:
+            self.latents[key] = sample(self.pipeline(name), self.scenes(name, scale), setting)
+        return self.latents[key]
+
     def measure(self, name: str, setting: Setting, scale: float = 1.0) -> Figures:
         """The figures of a model with a setting, of all scenes."""
         key = (name, setting, scale)
-        if key not in self.known:
-            scenes = self.scenes(name, scale)
-            frames = sample(self.pipeline(name), scenes, setting)
-            self.known[key] = measured(tqdm(frames, f"{name} {setting.strength} {setting.steps}"), scenes.clips)
-            self.sheets[" ".join(map(str, key))] = torch.cat(list(frames[1]), -1)
-        return self.known[key]
+        if key not in self.figures:
+            print(name, setting, scale, flush=True)
+            frames = [self.pipeline(name).decode(clip) for clip in self.sampled(name, setting, scale)]
+            self.figures[key] = measured(frames, self.scenes(name, scale).clips)
+            self.sheets[" ".join(map(str, key))] = torch.cat(list(frames[SHOWN]), -1)
+        return self.figures[key]
 
     def ceiling(self, name: str, scale: float = 1.0) -> Figures:
         """The figures of the true clips after the autoencoder."""
@@ -187,13 +214,12 @@ class Models:
 
 
 def best_strength(models: Models, name: str) -> tuple[float, float, list[float]]:
-    """The strength γ at which the mean of the samples is unbiased by measurement; ρ/σ_max, where it should be; and
-    ρ_n/σ_max of each frame.
+    """The γ at which the mean of the samples is unbiased by measurement; ρ/σ_max, where it should be; and ρ_n/σ_max of
+    each frame.
 
     The bias is that of the share of z^c in a frame, <z_n, z^c>/<z^c, z^c>, less the truth's share ρ_n, in all scenes.
     """
     pipeline, scenes = models.pipeline(name), models.scenes(name)
-    lambda_, sigma_max = pipeline.config.lambda_, float(NoiseSchedule().sigmas[-1])
     truth = torch.stack([pipeline.encode(clip.frames) for clip in scenes.clips])
     given = truth[:, truth.shape[1] // 2][:, None]
 
@@ -201,13 +227,9 @@ def best_strength(models: Models, name: str) -> tuple[float, float, list[float]]
         return (latents * given).sum((0, 2, 3, 4)) / given.square().sum()
 
     rho = share(truth)
-    context = pipeline.text.encode([clip.caption for clip in scenes.clips]) if pipeline.text else None
-    gammas, biases = torch.tensor(GAMMAS), []
-    for gamma in GAMMAS:
-        with torch.no_grad():
-            made = sample_latents(pipeline, given, context, scenes.seeds, Setting(lambda_ + gamma))
-        biases.append(float((share(made) - rho).mean()))
-    slope, at_zero = _line(gammas.tolist(), biases)
+    made = [models.sampled(name, Setting(pipeline.config.lambda_ + gamma)) for gamma in GAMMAS]
+    slope, at_zero = _line(GAMMAS, [float((share(latents) - rho).mean()) for latents in made])
+    sigma_max = float(NoiseSchedule().sigmas[-1])
     return -at_zero / slope, float(rho.mean()) / sigma_max, (rho / sigma_max).tolist()
 
 
@@ -224,11 +246,10 @@ def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
 
 def table(rows: Sequence[tuple[str, Figures]], chosen: Callable[[int], bool] = lambda _: True) -> list[str]:
     """Rows of figures as Markdown: the mean of the first one's, of the others the mean difference and its interval."""
-    lines = [" | ".join(["|", *(f"{name}, {unit}" for name, unit in UNITS.items()), ""]).rstrip()]
-    lines += ["|" + "---|" * (len(UNITS) + 1)]
+    lines = _head([f"{name}, {UNITS[name]}" for name in rows[0][1]])
     for number, (title, figures) in enumerate(rows):
         cells = []
-        for name in UNITS:
+        for name in rows[0][1]:
             values, first = (
                 [value for index, value in enumerate(part[name]) if chosen(index)] for part in (figures, rows[0][1])
             )
@@ -238,6 +259,12 @@ def table(rows: Sequence[tuple[str, Figures]], chosen: Callable[[int], bool] = l
     return lines
 
 
+def _head(columns: Iterable[str]) -> list[str]:
+    """The first lines of a table with these columns after that of the rows' names."""
+    cells = ["", *columns]
+    return ["| " + " | ".join(cells) + " |", "|" + "---|" * len(cells)]
+
+
 def difference(values: Sequence[float]) -> str:
     """A mean difference with its interval; bold where the interval is on one side of 0."""
     low, high = mean_interval(values) or (fmean(values),) * 2
@@ -245,20 +272,26 @@ def difference(values: Sequence[float]) -> str:
     return f"**{text}**" if low > 0 or high < 0 else text
 
 
-def figure_3(models: Models, kinds: Iterable[tuple[str, str, int]]) -> list[str]:
-    """With and without the prior in training and in sampling."""
+def figure_3(models: Models, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """With and without the prior in training and in sampling, for the first pair of each size and kind; then all
+    pairs, with it in both against without it in both."""
     lines = ["## Figure 3: with and without the prior"]
-    for size, kind, seed in kinds:
-        with_it, without = models.named(size, kind, 0.03, seed), models.named(size, kind, 0.0, seed)
-        if with_it is None or without is None:
+    for with_it, without in pairs:
+        if not with_it.endswith("-0"):
             continue
-        rows = [(f"trained without, strength {s:g}", models.measure(without, Setting(s))) for s in (0.0, 0.03, 0.07)]
+        rows = [(f"trained without, strength {s:g}", models.measure(without, Setting(s))) for s in (0.0, 0.05)]
         rows += [
-            (f"trained with λ = 0.03, strength {s:g}", models.measure(with_it, Setting(s)))
-            for s in (0.0, 0.03, 0.05, 0.07)
+            (f"trained with λ = 0.03, strength {s:g}", models.measure(with_it, Setting(s))) for s in (0.0, 0.03, 0.05)
         ]
         rows.append(("the true clips, coded", models.ceiling(without)))
-        lines += ["", f"{size}, {kind}, training seed {seed}:", "", *table(rows)]
+        lines += ["", f"{with_it} and {without}:", "", *table(rows)]
+    lines += ["", "λ = 0.03 with strength 0.05 against training and sampling without the prior, each pair:", ""]
+    for number, (with_it, without) in enumerate(pairs):
+        new, old = models.measure(with_it, Setting(0.05)), models.measure(without, Setting())
+        if number == 0:
+            lines += _head(f"{name}, {UNITS[name]}" for name in new)
+        cells = [difference([a - b for a, b in zip(new[name], old[name], strict=True)]) for name in new]
+        lines.append(f"| {with_it} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -294,9 +327,8 @@ def figure_6(models: Models, names: Iterable[str]) -> list[str]:
     lines = [
         "## Figure 6: γ and motion",
         "",
-        f"| | {' | '.join(f'γ {g:g}' for g in GAMMAS)} | slope, px a frame per 0.01 |",
+        *_head([*(f"γ {gamma:g}" for gamma in GAMMAS), "slope, px a frame per 0.01"]),
     ]
-    lines.append("|" + "---|" * (len(GAMMAS) + 2))
     for name in names:
         lambda_ = models.pipeline(name).config.lambda_
         motion = [models.measure(name, Setting(lambda_ + gamma))["motion"] for gamma in GAMMAS]
@@ -340,6 +372,32 @@ def beyond(models: Models, with_it: str, without: str) -> list[str]:
     ]  # fmt: skip
 
 
+def terminal_noise(models: Models, with_it: str, without: str) -> list[str]:
+    """The prior and a schedule that ends in pure noise: two cures of the same fault."""
+    rows = [
+        ("trained without, strength 0", models.measure(without, Setting())),
+        ("the same, sampled on a schedule that ends in pure noise", models.measure(without, Setting(zero_snr=True))),
+        ("the same, strength 0.07", models.measure(without, Setting(0.07))),
+        ("trained with λ = 0.03, strength 0.05", models.measure(with_it, Setting(0.05))),
+    ]
+    return [f"## Terminal noise ({without})", "", *table(rows)]
+
+
+def interpolation(device: str, count: int = INTERPOLATED) -> list[str]:
+    """The bundled interpolation model with its prior and without, on drawn scenes."""
+    pipeline = Pipeline.from_file(resolve("demo-interpolation"), device)
+    config = pipeline.config
+    clips = [clip for _, clip in islice(drawn_clips(EVALUATION_SEEDS.start, pipeline), count)]
+    rows = []
+    for strength in (config.lambda_ + config.gamma, 0.0, 2 * (config.lambda_ + config.gamma)):
+        for steps in (config.steps, 10):
+            pipeline.config = replace(config, gamma=strength - config.lambda_)
+            made = [pipeline.interpolate(clip[[0, -1]], steps=steps, seed=seed) for seed, clip in enumerate(clips)]
+            scores = [psnr(frames[1:-1], clip[1:-1]) for frames, clip in zip(made, clips, strict=True)]
+            rows.append((f"strength {strength:g}, {steps} step{'s' * (steps > 1)}", {"between": scores}))
+    return [f"## The interpolation model ({config.name}, {count} drawn scenes)", "", *table(rows)]
+
+
 def main() -> None:
     """Write the tables into the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -354,14 +412,18 @@ def main() -> None:
     models = Models(arguments.models, arguments.scenes, arguments.device)
     sizes = sorted({name.split("-")[0] for name in models.files}, reverse=True)
     seeds = sorted({int(name.split("-")[3]) for name in models.files})
-    kinds = [(size, kind, seed) for size in sizes for kind in ("eps", "v") for seed in seeds]
-    sections = [figure_3(models, kinds)]
-    pairs = [(models.named(size, "eps", 0.03), models.named(size, "eps", 0.0)) for size in sizes]
+    pairs = [
+        (with_it, without)
+        for size, kind, seed in product(sizes, ("eps", "v"), seeds)
+        if (with_it := models.named(size, kind, 0.03, seed)) and (without := models.named(size, kind, 0.0, seed))
+    ]
+    sections = [figure_3(models, pairs)]
     for with_it, without in pairs:
-        if with_it and without:
+        if with_it.endswith("eps-0.03-0"):
             sections += [figure(models, with_it, without) for figure in (figure_4, figure_5, beyond)]
-    named = [models.named(size, kind, 0.03, seed) for size, kind, seed in kinds]
-    sections.append(figure_6(models, filter(None, named)))
+        elif with_it.endswith("v-0.03-0"):
+            sections.append(terminal_noise(models, with_it, without))
+    sections += [figure_6(models, [with_it for with_it, _ in pairs]), interpolation(arguments.device)]
     text = arguments.page.read_text() if arguments.page.exists() else ""
     head = text.partition(MARK)[0]
     body = "\n\n".join("\n".join(lines) for lines in sections)
