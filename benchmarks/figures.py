@@ -10,6 +10,7 @@ replaced by the tables. Models of full size are measured in the same way if they
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, product
@@ -25,7 +26,7 @@ from microcinema_core.demo.scenes import Clip, draw_clip
 from microcinema_core.diffusion import Denoiser, NoiseSchedule
 from microcinema_core.images import contact_sheet
 from microcinema_core.metrics.clip_report import clip_report
-from microcinema_core.metrics.intervals import mean_interval
+from microcinema_core.metrics.intervals import RESAMPLES, mean_interval
 from microcinema_core.metrics.quality import colour_drift, psnr
 from microcinema_core.noise import correlated_noise, frame_init
 from microcinema_core.pipeline import Pipeline
@@ -167,7 +168,6 @@ class Models:
     def __init__(self, folder: Path, scenes: int, device: str):
         self.files = {path.name: path for path in sorted(folder.iterdir()) if len(path.name.split("-")) == 4}
         self.count, self.device = scenes, device
-        self.latents: dict[tuple[str, Setting, float], Tensor] = {}
         self.figures: dict[tuple[str, Setting, float], Figures] = {}
         self.pipelines: dict[str, Pipeline] = {}
         self.sheets: dict[str, Tensor] = {}
@@ -177,11 +177,15 @@ class Models:
         name = f"{size}-{kind}-{strength:g}-{seed}"
         return name if name in self.files and list(self.files[name].glob("*.safetensors")) else None
 
+    def weights(self, name: str) -> Path:
+        """The file of a model."""
+        [file] = self.files[name].glob("*.safetensors")
+        return file
+
     def pipeline(self, name: str) -> Pipeline:
         """The model of a name."""
         if name not in self.pipelines:
-            [file] = self.files[name].glob("*.safetensors")
-            self.pipelines[name] = Pipeline.from_file(file, self.device)
+            self.pipelines[name] = Pipeline.from_file(self.weights(name), self.device)
         return self.pipelines[name]
 
     def scenes(self, name: str, scale: float = 1.0) -> Scenes:
@@ -191,17 +195,22 @@ class Models:
         return Scenes.draw(self.count, config.network.frames, round(config.width * scale / factor) * factor)
 
     def sampled(self, name: str, setting: Setting, scale: float = 1.0) -> Tensor:
-        """The latents (n, t, C, h, w) of a model's clips with a setting, of all scenes."""
-        key = (name, setting, scale)
-        if key not in self.latents:
-            self.latents[key] = sample(self.pipeline(name), self.scenes(name, scale), setting)
-        return self.latents[key]
+        """The latents (n, t, C, h, w) of a model's clips with a setting, of all scenes: those in its folder, if they
+        are of these weights."""
+        key = hashlib.sha256(f"{setting} {scale} {self.count} {self.device}".encode()).hexdigest()[:16]
+        file = self.files[name] / "samples" / f"{key}.pt"
+        if not file.exists() or file.stat().st_mtime < self.weights(name).stat().st_mtime:
+            print(name, setting, scale, flush=True)
+            file.parent.mkdir(exist_ok=True)
+            made = sample(self.pipeline(name), self.scenes(name, scale), setting)
+            torch.save(made, file.with_suffix(".part"))
+            file.with_suffix(".part").replace(file)
+        return torch.load(file)
 
     def measure(self, name: str, setting: Setting, scale: float = 1.0) -> Figures:
         """The figures of a model with a setting, of all scenes."""
         key = (name, setting, scale)
         if key not in self.figures:
-            print(name, setting, scale, flush=True)
             frames = [self.pipeline(name).decode(clip) for clip in self.sampled(name, setting, scale)]
             self.figures[key] = measured(frames, self.scenes(name, scale).clips)
             self.sheets[" ".join(map(str, key))] = torch.cat(list(frames[SHOWN]), -1)
@@ -213,24 +222,26 @@ class Models:
         return measured([pipeline.decode(pipeline.encode(clip.frames)) for clip in scenes.clips], scenes.clips)
 
 
-def best_strength(models: Models, name: str) -> tuple[float, float, list[float]]:
-    """The γ at which the mean of the samples is unbiased by measurement; ρ/σ_max, where it should be; and ρ_n/σ_max of
-    each frame.
+def unbiased_gamma(models: Models, name: str) -> tuple[list[float], Tensor]:
+    """The γ at which the samples' mean is unbiased by measurement, of each bootstrap sample of the scenes, sorted;
+    and the share ρ_n of z^c in each frame of the truth, (frames,).
 
-    The bias is that of the share of z^c in a frame, <z_n, z^c>/<z^c, z^c>, less the truth's share ρ_n, in all scenes.
+    The bias is that of the share <z_n, z^c>/<z^c, z^c> of z^c in the frames less the truth's. It should be gone at
+    γ = ρ/σ_max.
     """
     pipeline, scenes = models.pipeline(name), models.scenes(name)
     truth = torch.stack([pipeline.encode(clip.frames) for clip in scenes.clips])
     given = truth[:, truth.shape[1] // 2][:, None]
-
-    def share(latents: Tensor) -> Tensor:
-        return (latents * given).sum((0, 2, 3, 4)) / given.square().sum()
-
-    rho = share(truth)
     made = [models.sampled(name, Setting(pipeline.config.lambda_ + gamma)) for gamma in GAMMAS]
-    slope, at_zero = _line(GAMMAS, [float((share(latents) - rho).mean()) for latents in made])
-    sigma_max = float(NoiseSchedule().sigmas[-1])
-    return -at_zero / slope, float(rho.mean()) / sigma_max, (rho / sigma_max).tolist()
+    products = torch.stack([(latents * given).sum((2, 3, 4)) for latents in (truth, *made)], 1).double()
+    squares = given.square().sum((1, 2, 3, 4)).double()
+    generator = torch.Generator().manual_seed(0)
+    gammas = []
+    for chosen in torch.randint(len(squares), (RESAMPLES, len(squares)), generator=generator):
+        shares = products[chosen].sum(0).mean(-1) / squares[chosen].sum()
+        slope, at_zero = _line(GAMMAS, (shares[1:] - shares[0]).tolist())
+        gammas.append(-at_zero / slope)
+    return sorted(gammas), (products[:, 0].sum(0) / squares.sum()).float()
 
 
 def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
@@ -298,7 +309,7 @@ def figure_3(models: Models, pairs: Sequence[tuple[str, str]]) -> list[str]:
 def figure_4(models: Models, with_it: str, without: str) -> list[str]:
     """At 1.6 times the training's resolution."""
     rows = [("without the prior", models.measure(without, Setting(), LARGER))]
-    rows += [(f"λ = 0.03, strength {s:g}", models.measure(with_it, Setting(s), LARGER)) for s in (0.03, 0.05, 0.07)]
+    rows += [(f"λ = 0.03, strength {s:g}", models.measure(with_it, Setting(s), LARGER)) for s in (0.03, 0.05)]
     rows.append(("the true clips, coded", models.ceiling(without, LARGER)))
     size = models.scenes(without, LARGER).clips[0].frames.shape[-1]
     return [f"## Figure 4: {size}×{size} pixels, trained at {models.pipeline(without).config.width}", "", *table(rows)]
@@ -342,8 +353,10 @@ def figure_6(models: Models, names: Iterable[str]) -> list[str]:
 
 def beyond(models: Models, with_it: str, without: str) -> list[str]:
     """What the paper does not show."""
-    best, expected, per_frame = best_strength(models, with_it)
-    strengths = tuple(0.03 + value for value in per_frame)
+    gammas, rho = unbiased_gamma(models, with_it)
+    low, middle, high = (gammas[round(share * (RESAMPLES - 1))] for share in (0.025, 0.5, 0.975))
+    sigma_max = float(NoiseSchedule().sigmas[-1])
+    strengths = tuple((0.03 + rho / sigma_max).tolist())
     base = Setting(0.05)
     rows = [
         ("Euler, strength 0.05", base),
@@ -365,7 +378,8 @@ def beyond(models: Models, with_it: str, without: str) -> list[str]:
     ]
     return [
         "## What the paper does not show", "",
-        f"The γ without bias, by measurement: {best:.3f}; ρ/σ_max: {expected:.3f} ({with_it}).", "",
+        f"The γ at which {with_it} is without bias: {middle:.3f} [{low:.3f}, {high:.3f}], where ρ/σ_max is "
+        f"{rho.mean() / sigma_max:.3f}.", "",
         f"{with_it}:", "", *table([(title, models.measure(with_it, setting)) for title, setting in rows]), "",
         f"{without}, started in other ways:", "",
         *table([(title, models.measure(without, setting)) for title, setting in others]),
