@@ -7,7 +7,7 @@ out=${OUT:-runs/evidence}
 microcinema cache configs/evidence.toml --out "$out/cache"
 cache=$(echo "$out"/cache/*/)
 small=""
-large="--set model.override.network.model_channels=48 --set model.override.network.head_channels=24"
+large="--set model.override.network.model_channels=48 --set model.override.network.head_channels=24 --set train.steps=4000"
 for run in small-eps-0 large-eps-0 small-v-0 small-eps-1 small-eps-2 large-eps-1 large-eps-2; do
     IFS=- read -r size kind seed <<< "$run"
     for lambda in 0.03 0; do

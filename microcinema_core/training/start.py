@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from tokenizers import normalizers, pre_tokenizers
 from torch import nn
 
@@ -19,7 +20,7 @@ from ..header import read_config, resolve
 from ..model import MicroCinemaUNet, build
 from ..model.layers import channels_last, zero
 from ..model.text import TextEncoder, word_tokenizer
-from ..validated import shown
+from ..validated import sentence, shown
 from .settings import ModelTable, VideoRunConfig
 
 SPECIAL_TOKENS = 4  # of word_tokenizer
@@ -63,8 +64,8 @@ def _with_autoencoder(model: ModelConfig, table: ModelTable) -> ModelConfig:
         return replace(
             model, autoencoder=autoencoder, network=replace(model.network, latent_channels=autoencoder.latent_channels)
         )
-    except ValueError as error:
-        raise MicroCinemaError(f"model.autoencoder does not fit the model: {error}") from error
+    except ValidationError as error:
+        raise MicroCinemaError(f"model.autoencoder does not fit the model: {sentence(error)}") from error
 
 
 def _with_text(model: ModelConfig, table: ModelTable) -> ModelConfig:
@@ -77,8 +78,8 @@ def _with_text(model: ModelConfig, table: ModelTable) -> ModelConfig:
         raise MicroCinemaError(f"model.text cannot be '{shown(table.text)}', which has no text encoder: leave it out")
     try:
         return replace(model, text=text)
-    except ValueError as error:
-        raise MicroCinemaError(f"model.text does not fit the model: {error}") from error
+    except ValidationError as error:
+        raise MicroCinemaError(f"model.text does not fit the model: {sentence(error)}") from error
 
 
 def _check_text(text: TextConfig, table: ModelTable) -> None:

@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from footage import pan, write_footage
 from short_runs import log_of, same_states, state_of, torchrun
-from tiny import random_model, tiny_between
+from tiny import random_model, tiny_base, tiny_between
 from tiny_runs import footage_folder, tiny_run
 from torch.utils.data._utils import pin_memory
 
@@ -180,6 +181,7 @@ def test_a_signal_to_the_workers_too_saves_the_step(tmp_path, toml):
 
 CRASH = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from microcinema_core.training import recipe
 from microcinema_core.training.trainer import Trainer
@@ -408,6 +410,23 @@ def test_the_text_encoder_of_another_file_stays_as_it_is(tmp_path, toml, whole):
     for name, value in given.text.state_dict().items():
         assert torch.equal(made.text.state_dict()[name], value), name
     assert log_of(path.parent)[0]["loss"] > 0
+
+
+def test_the_text_encoder_of_another_file_is_checked_before_loading(tmp_path, toml):
+    base = tiny_base()
+    save_model(tmp_path / "wide.safetensors", random_model(base))
+    clip = replace(
+        base, text=replace(base.text, width=32, tokenizer=None), network=replace(base.network, context_dim=32)
+    )
+    save_model(tmp_path / "clip.safetensors", replace(random_model(base), config=clip))
+    settings = {"model.vocabulary": "0", "model.tokenizer": "nowhere"}
+    for name, words in (
+        ("wide", "model.text does not fit the model: network.context_dim cannot be 32: give the text's own width (64)"),
+        ("clip", "model.tokenizer cannot be 'nowhere': give the folder of CLIP's vocab.json"),
+    ):
+        with pytest.raises(MicroCinemaError) as caught:
+            recipe.main(toml, tmp_path / "run", settings | {"model.text": str(tmp_path / f"{name}.safetensors")})
+        assert words in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
 def test_a_model_file_without_notes_has_none(tmp_path, toml):
