@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice, product
 from pathlib import Path
 from statistics import fmean
@@ -22,9 +22,9 @@ from torch import Tensor
 
 from microcinema_core.checkpoint import resolve
 from microcinema_core.demo.evaluate import EVALUATION_SEEDS, drawn_clips
+from microcinema_core.demo.report import write_sheets
 from microcinema_core.demo.scenes import Clip, draw_clip
 from microcinema_core.diffusion import Denoiser, NoiseSchedule
-from microcinema_core.images import contact_sheet
 from microcinema_core.metrics.clip_report import clip_report
 from microcinema_core.metrics.intervals import RESAMPLES, mean_interval
 from microcinema_core.metrics.quality import colour_drift, psnr
@@ -40,7 +40,7 @@ FEW = 5  # steps: Figure 5
 GAMMAS = (-0.02, 0.0, 0.02, 0.04, 0.06)  # Figure 6
 SIMPLE = ("left", "right", "up", "down", "still")  # motions of a camera: every place moves alike
 BATCH = 16
-SHOWN = 1  # the scene of the pictures
+SHOWN = (1, 4)  # the scenes of the pictures
 INTERPOLATED = 100  # scenes of each kind
 UNITS = {"given frame": "dB", "all frames": "dB", "drift": "of 1", "motion": "px a frame", "warped": "dB"}
 UNITS |= {"between": "dB"}  # the frames between two ends
@@ -58,6 +58,11 @@ class Setting:
     ancestral: bool = False
     share: bool = True  # the noise that is added on the way carries its share of μ
     zero_snr: bool = False  # on a schedule that ends in pure noise
+
+    def words(self) -> str:
+        """What differs from the default, for people."""
+        changed = ((part.name, getattr(self, part.name), part.default) for part in fields(self))
+        return ", ".join(f"{name} {value}" for name, value, usual in changed if value != usual) or "plain noise"
 
 
 @dataclass
@@ -170,7 +175,7 @@ class Models:
         self.count, self.device = scenes, device
         self.figures: dict[tuple[str, Setting, float], Figures] = {}
         self.pipelines: dict[str, Pipeline] = {}
-        self.sheets: dict[str, Tensor] = {}
+        self.sheets: dict[tuple[str, float], list[tuple[str, list[Tensor]]]] = {}
 
     def named(self, size: str, kind: str, strength: float, seed: int = 0) -> str | None:
         """The name of a model, if it has been trained."""
@@ -213,7 +218,8 @@ class Models:
         if key not in self.figures:
             frames = [self.pipeline(name).decode(clip) for clip in self.sampled(name, setting, scale)]
             self.figures[key] = measured(frames, self.scenes(name, scale).clips)
-            self.sheets[" ".join(map(str, key))] = torch.cat(list(frames[SHOWN]), -1)
+            sheet = self.sheets.setdefault((name, scale), [])
+            sheet.append((f"{name}, {setting.words()}", [frames[clip] for clip in SHOWN]))
         return self.figures[key]
 
     def ceiling(self, name: str, scale: float = 1.0) -> Figures:
@@ -420,7 +426,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("--sheets", type=Path, help="a folder for pictures of one clip with every setting")
+    parser.add_argument("--sheets", type=Path, help="a folder for pictures of two clips with every setting")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     models = Models(arguments.models, arguments.scenes, arguments.device)
@@ -446,8 +452,9 @@ def main() -> None:
     )
     if arguments.sheets:
         arguments.sheets.mkdir(parents=True, exist_ok=True)
-        for name, frames in models.sheets.items():
-            contact_sheet([frames], arguments.sheets / f"{name.replace('/', '_')[:120]}.png")
+        for (name, scale), rows in models.sheets.items():
+            truth = [models.scenes(name, scale).clips[clip].frames for clip in SHOWN]
+            write_sheets([("the truth", truth), *rows], arguments.sheets, f"{name}-{scale:g}", len(rows) + 1)
 
 
 if __name__ == "__main__":
