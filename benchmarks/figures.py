@@ -38,6 +38,7 @@ MARK = "<!-- the tables below are written by benchmarks/figures.py -->"
 LARGER = 1.6  # of the training's resolution: Figure 4
 FEW = 5  # steps: Figure 5
 GAMMAS = (-0.02, 0.0, 0.02, 0.04, 0.06)  # Figure 6
+CHURN = 20.0
 SIMPLE = ("left", "right", "up", "down", "still")  # motions of a camera: every place moves alike
 BATCH = 16
 SHOWN = (1, 4)  # the scenes of the pictures
@@ -339,21 +340,23 @@ def figure_5(models: Models, with_it: str, without: str) -> list[str]:
     return lines
 
 
-def figure_6(models: Models, names: Iterable[str]) -> list[str]:
-    """γ against the motion."""
+def figure_6(models: Models, names: Iterable[tuple[str, float]]) -> list[str]:
+    """γ against the motion, of models with a churn."""
     lines = [
         "## Figure 6: γ and motion",
         "",
         *_head([*(f"γ {gamma:g}" for gamma in GAMMAS), "slope, px a frame per 0.01"]),
     ]
-    for name in names:
+    for name, churn in names:
         lambda_ = models.pipeline(name).config.lambda_
-        motion = [models.measure(name, Setting(lambda_ + gamma))["motion"] for gamma in GAMMAS]
+        settings = [Setting(lambda_ + gamma, churn=churn) for gamma in GAMMAS]
+        motion = [models.measure(name, setting)["motion"] for setting in settings]
         slopes = [0.01 * _line(GAMMAS, values)[0] for values in zip(*motion, strict=True)]
         means = [fmean(values) for values in motion]
         cells = [f"{value:.3f}" for value in means]
         order = "falls throughout" if means == sorted(means, reverse=True) else "not monotone"
-        lines.append(f"| {name} ({order}) | {' | '.join(cells)} | {difference(slopes)} |")
+        sampler = f"churn {churn:g}" if churn else "Euler"
+        lines.append(f"| {name}, {sampler} ({order}) | {' | '.join(cells)} | {difference(slopes)} |")
     return lines
 
 
@@ -368,8 +371,8 @@ def beyond(models: Models, with_it: str, without: str) -> list[str]:
         ("Euler, strength 0.05", base),
         (f"λ + ρ_n/σ_max of each frame (mean {fmean(strengths):.3f})", replace(base, strength=strengths)),
         ("strength 0.07", replace(base, strength=0.07)),
-        ("churn 20, with its share of μ", replace(base, churn=20.0)),
-        ("churn 20, without", replace(base, churn=20.0, share=False)),
+        (f"churn {CHURN:g}, with its share of μ", replace(base, churn=CHURN)),
+        (f"churn {CHURN:g}, without", replace(base, churn=CHURN, share=False)),
         ("ancestral, with its share of μ", replace(base, ancestral=True)),
         ("ancestral, without", replace(base, ancestral=True, share=False)),
     ]
@@ -388,7 +391,13 @@ def beyond(models: Models, with_it: str, without: str) -> list[str]:
         f"{rho.mean() / sigma_max:.3f}.", "",
         f"{with_it}:", "", *table([(title, models.measure(with_it, setting)) for title, setting in rows]), "",
         f"{without}, started in other ways:", "",
-        *table([(title, models.measure(without, setting)) for title, setting in others]),
+        *table([(title, models.measure(without, setting)) for title, setting in others]), "",
+        f"With and without the prior once more, with churn {CHURN:g}:", "",
+        *table([
+            ("trained without, strength 0", models.measure(without, Setting(churn=CHURN))),
+            ("trained with λ = 0.03, strength 0", models.measure(with_it, Setting(churn=CHURN))),
+            ("trained with λ = 0.03, strength 0.05", models.measure(with_it, replace(base, churn=CHURN))),
+        ]),
     ]  # fmt: skip
 
 
@@ -443,7 +452,8 @@ def main() -> None:
             sections += [figure(models, with_it, without) for figure in (figure_4, figure_5, beyond)]
         elif with_it.endswith("v-0.03-0"):
             sections.append(terminal_noise(models, with_it, without))
-    sections += [figure_6(models, [with_it for with_it, _ in pairs]), interpolation(arguments.device)]
+    churned = [(with_it, CHURN) for with_it, _ in pairs if with_it.endswith("-0")]
+    sections += [figure_6(models, [(with_it, 0.0) for with_it, _ in pairs] + churned), interpolation(arguments.device)]
     text = arguments.page.read_text() if arguments.page.exists() else ""
     head = text.partition(MARK)[0]
     body = "\n\n".join("\n".join(lines) for lines in sections)

@@ -7,12 +7,14 @@ out=${OUT:-runs/evidence}
 microcinema cache configs/evidence.toml --out "$out/cache"
 cache=$(echo "$out"/cache/*/)
 small=""
-large="--set model.override.network.model_channels=48 --set model.override.network.head_channels=24 --set train.steps=4000"
+large="--set model.override.network.model_channels=48 --set model.override.network.head_channels=24"
 for run in small-eps-0 large-eps-0 small-v-0 small-eps-1 small-eps-2 large-eps-1 large-eps-2; do
     IFS=- read -r size kind seed <<< "$run"
+    steps=4000
+    [ "$size-$kind" = small-eps ] && steps=6000
     for lambda in 0.03 0; do
         echo "--out $out/$size-$kind-$lambda-$seed ${!size} --set model.override.parameterization=$kind" \
-            "--set model.override.lambda_=$lambda --set train.seed=$seed"
+            "--set model.override.lambda_=$lambda --set train.seed=$seed --set train.steps=$steps"
     done
 done | xargs -P "${JOBS:-2}" -L 1 microcinema train configs/evidence.toml --set data.scenes=0 --set "data.cache=$cache"
 python benchmarks/figures.py "$out"
