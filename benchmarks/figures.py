@@ -42,7 +42,6 @@ CHURN = 20.0
 SIMPLE = ("left", "right", "up", "down", "still")  # motions of a camera: every place moves alike
 BATCH = 16
 SHOWN = (1, 4)  # the scenes of the pictures
-INTERPOLATED = 100  # scenes of each kind
 UNITS = {"given frame": "dB", "all frames": "dB", "drift": "of 1", "motion": "px a frame", "warped": "dB"}
 UNITS |= {"between": "dB"}  # the frames between two ends
 
@@ -412,7 +411,7 @@ def terminal_noise(models: Models, with_it: str, without: str) -> list[str]:
     return [f"## Terminal noise ({without})", "", *table(rows)]
 
 
-def interpolation(device: str, count: int = INTERPOLATED) -> list[str]:
+def interpolation(device: str, count: int) -> list[str]:
     """The bundled interpolation model with its prior and without, on drawn scenes."""
     pipeline = Pipeline.from_file(resolve("demo-interpolation"), device)
     config = pipeline.config
@@ -453,7 +452,10 @@ def main() -> None:
         elif with_it.endswith("v-0.03-0"):
             sections.append(terminal_noise(models, with_it, without))
     churned = [(with_it, CHURN) for with_it, _ in pairs if with_it.endswith("-0")]
-    sections += [figure_6(models, [(with_it, 0.0) for with_it, _ in pairs] + churned), interpolation(arguments.device)]
+    sections += [
+        figure_6(models, [(with_it, 0.0) for with_it, _ in pairs] + churned),
+        interpolation(arguments.device, arguments.scenes),
+    ]
     text = arguments.page.read_text() if arguments.page.exists() else ""
     head = text.partition(MARK)[0]
     body = "\n\n".join("\n".join(lines) for lines in sections)
