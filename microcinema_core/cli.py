@@ -461,7 +461,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--interpolate", type=_whole(0, 2), default=0, metavar="0|1|2", help="passes, each 4x the fps")
     one.add_argument("--cfg", type=_number(0, 100), metavar="X", help="text guidance; 1 is none (the model's)")
     one.add_argument("--lambda", dest="lambda_", type=_number(0, 1), help="prior strength of training (the model's)")
-    one.add_argument("--gamma", type=_number(-1, 1), help="added to it; more is calmer (the model's)")
+    one.add_argument("--gamma", type=_number(-1, 1), help="added to it; more is a little calmer (the model's)")
     one.add_argument(
         "--motion", type=_number(0, 4), default=1.0, metavar="X",
         help="size of the motion: 0.5 is half the way (demo-base; other models: --gamma)",
