@@ -4,7 +4,8 @@
 folders MODELS/<size>-<eps or v>-<λ>-<seed>/, as runs/evidence.sh trains them, on drawn scenes that they were not
 trained on. All settings get the same scenes and the same noise; each row is compared with the first one of its table,
 clip by clip, with the 95 % bootstrap interval of the mean difference. What follows the line MARK of the page is
-replaced by the tables. Models of full size are measured in the same way if they are named like this.
+replaced by the tables, and a picture of the same name is written beside it. Models of full size are measured in the
+same way if they are named like this.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice, product
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from microcinema_core.checkpoint import resolve
@@ -41,7 +44,7 @@ GAMMAS = (-0.02, 0.0, 0.02, 0.04, 0.06)  # Figure 6
 CHURN = 20.0
 SIMPLE = ("left", "right", "up", "down", "still")  # motions of a camera: every place moves alike
 BATCH = 16
-SHOWN = (1, 4)  # the scenes of the pictures
+SHOWN = (1, 4, 7)  # the scenes of the picture
 UNITS = {"given frame": "dB", "all frames": "dB", "drift": "of 1", "motion": "px a frame", "warped": "dB"}
 UNITS |= {"between": "dB"}  # the frames between two ends
 
@@ -58,11 +61,6 @@ class Setting:
     ancestral: bool = False
     share: bool = True  # the noise that is added on the way carries its share of μ
     zero_snr: bool = False  # on a schedule that ends in pure noise
-
-    def words(self) -> str:
-        """What differs from the default, for people."""
-        changed = ((part.name, getattr(self, part.name), part.default) for part in fields(self))
-        return ", ".join(f"{name} {value}" for name, value, usual in changed if value != usual) or "plain noise"
 
 
 @dataclass
@@ -175,7 +173,6 @@ class Models:
         self.count, self.device = scenes, device
         self.figures: dict[tuple[str, Setting, float], Figures] = {}
         self.pipelines: dict[str, Pipeline] = {}
-        self.sheets: dict[tuple[str, float], list[tuple[str, list[Tensor]]]] = {}
 
     def named(self, size: str, kind: str, strength: float, seed: int = 0) -> str | None:
         """The name of a model, if it has been trained."""
@@ -218,8 +215,6 @@ class Models:
         if key not in self.figures:
             frames = [self.pipeline(name).decode(clip) for clip in self.sampled(name, setting, scale)]
             self.figures[key] = measured(frames, self.scenes(name, scale).clips)
-            sheet = self.sheets.setdefault((name, scale), [])
-            sheet.append((f"{name}, {setting.words()}", [frames[clip] for clip in SHOWN]))
         return self.figures[key]
 
     def ceiling(self, name: str, scale: float = 1.0) -> Figures:
@@ -426,6 +421,19 @@ def interpolation(device: str, count: int) -> list[str]:
     return [f"## The interpolation model ({config.name}, {count} drawn scenes)", "", *table(rows)]
 
 
+def picture(models: Models, with_it: str, without: str, path: Path) -> None:
+    """Write the clips of three scenes, the truth's and with and without the prior, as a JPEG."""
+    pipeline, clips = models.pipeline(with_it), models.scenes(with_it).clips
+    rows = [("the truth", [clips[scene].frames for scene in SHOWN])]
+    for churn, (name, strength) in product((0.0, CHURN), ((without, 0.0), (with_it, 0.05))):
+        latents = models.sampled(name, Setting(strength, churn=churn))
+        made = [pipeline.decode(latents[scene]) for scene in SHOWN]
+        rows.append((f"{name}, strength {strength:g}, churn {churn:g}", made))
+    with TemporaryDirectory() as folder:
+        write_sheets(rows, Path(folder), "rows", len(rows))
+        Image.open(Path(folder) / "rows-1.png").convert("RGB").save(path, quality=88, optimize=True)
+
+
 def main() -> None:
     """Write the tables into the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -434,7 +442,6 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("--sheets", type=Path, help="a folder for pictures of two clips with every setting")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     models = Models(arguments.models, arguments.scenes, arguments.device)
@@ -462,11 +469,7 @@ def main() -> None:
     arguments.page.write_text(
         f"{head}{MARK}\n\n{arguments.scenes} scenes, paired differences to the first row.\n\n{body}\n"
     )
-    if arguments.sheets:
-        arguments.sheets.mkdir(parents=True, exist_ok=True)
-        for (name, scale), rows in models.sheets.items():
-            truth = [models.scenes(name, scale).clips[clip].frames for clip in SHOWN]
-            write_sheets([("the truth", truth), *rows], arguments.sheets, f"{name}-{scale:g}", len(rows) + 1)
+    picture(models, *pairs[0], arguments.page.with_suffix(".jpg"))
 
 
 if __name__ == "__main__":
