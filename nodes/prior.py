@@ -65,7 +65,7 @@ class PriorLatent(io.ComfyNode):
                 io.Float.Input(
                     "gamma", default=0.02, min=-1.0, max=1.0, step=0.005,
                     tooltip="γ, added to λ when sampling: more is calmer, a negative one moves more and wilder. It is a "
-                    "fine adjustment: in small models, from −0.02 to 0.06, the motion fell by 8 to 24 %.",
+                    "fine adjustment: in small models, from −0.02 to 0.06, the motion fell by 8 to 30 %.",
                 ),
                 io.Int.Input(
                     "noise_seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
