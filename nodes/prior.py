@@ -59,13 +59,13 @@ class PriorLatent(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "lambda_", display_name="lambda", default=0.03, min=0.0, max=1.0, step=0.005,
-                    tooltip="λ, the prior's strength in training: 0.03 for the paper's models and the bundled one. Starting "
-                    "from the prior helped in all of three small models, having trained with it in one.",
+                    tooltip="λ, the prior's strength in training: 0.03 for the paper's models and the bundled one. "
+                    "Starting from the prior helped in all of three small models, having trained with it in one.",
                 ),
                 io.Float.Input(
                     "gamma", default=0.02, min=-1.0, max=1.0, step=0.005,
-                    tooltip="γ, added to λ when sampling: more is calmer, a negative one moves more and wilder. It is a "
-                    "fine adjustment: in small models, from −0.02 to 0.06, the motion fell by 8 to 30 %.",
+                    tooltip="γ, added to λ when sampling: more is calmer, a negative one moves more and wilder. It is "
+                    "a fine adjustment: in small models, from −0.02 to 0.06, the motion fell by 8 to 30 %.",
                 ),
                 io.Int.Input(
                     "noise_seed", default=0, min=0, max=2**64 - 1, control_after_generate=True,
