@@ -1,11 +1,12 @@
 """What the Appearance Noise Prior does, measured: the supplement's figures 3 to 6 as tables, and what it does not show.
 
 `python benchmarks/figures.py MODELS [--scenes 64] [--device cpu] [--page docs/evidence.md]` measures the models in the
-folders MODELS/<size>-<eps or v>-<λ>-<seed>/, as runs/evidence.sh trains them, on drawn scenes that they were not
-trained on. All settings get the same scenes and the same noise; each row is compared with the first one of its table,
-clip by clip, with the 95 % bootstrap interval of the mean difference. What follows the line MARK of the page is
-replaced by the tables, and a picture of the same name is written beside it. Models of full size are measured in the
-same way if they are named like this.
+folders MODELS/<size>-<kind>-<λ>-<seed>/, as runs/evidence.sh trains them, on drawn scenes that they were not trained
+on; kind is eps, v, zero (v on a schedule that ends in pure noise, train_zero_snr.py) or ends (an interpolation model).
+All settings get the same scenes and the same noise; each row is compared with the first one of its table, clip by clip,
+with the 95 % bootstrap interval of the mean difference. What follows the line MARK of the page is replaced by the
+tables, and a picture of the same name is written beside it. Models of full size are measured in the same way if they
+are named like this.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, product
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from PIL import Image
@@ -28,6 +30,8 @@ from microcinema_core.demo.evaluate import EVALUATION_SEEDS, drawn_clips
 from microcinema_core.demo.report import write_sheets
 from microcinema_core.demo.scenes import Clip, draw_clip
 from microcinema_core.diffusion import Denoiser, NoiseSchedule
+from microcinema_core.errors import MicroCinemaError
+from microcinema_core.header import read_training
 from microcinema_core.metrics.clip_report import clip_report
 from microcinema_core.metrics.intervals import RESAMPLES, mean_interval
 from microcinema_core.metrics.quality import colour_drift, psnr
@@ -78,8 +82,8 @@ class Scenes:
 
 
 class ZeroTerminalSnr(NoiseSchedule):
-    """The schedule rescaled so that its last timestep is pure noise (Lin et al. 2024, algorithm 1): the cure of the
-    other end, that of the training's terminal noise. A share of 1e-4 of the signal stays, so that σ is finite."""
+    """The schedule rescaled so that its last timestep is pure noise (Lin et al. 2024, algorithm 1): the other cure of
+    sampling from less signal than the training's last timestep had. 1e-4 of the signal stays, so that σ is finite."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,17 +105,24 @@ def sample(pipeline: Pipeline, scenes: Scenes, setting: Setting) -> Tensor:
     made = []
     for start in range(0, len(scenes.clips), BATCH):
         clips, seeds = scenes.clips[start : start + BATCH], scenes.seeds[start : start + BATCH]
-        pictures = torch.stack([clip.frames[len(clip.frames) // 2] for clip in clips])
-        latents = pipeline.encode(pictures)[:, None]
-        context = pipeline.text.encode([clip.caption for clip in clips]) if pipeline.text else None
+        is_base = pipeline.config.network.condition == "centre"
+        pictures = torch.stack([given_of(pipeline, clip.frames) for clip in clips])
+        latents = pipeline.encode(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])
+        captions = [clip.caption if is_base else "" for clip in clips]  # the paper's second model never sees text
+        context = pipeline.text.encode(captions) if pipeline.text else None
         made.append(sample_latents(pipeline, latents, context, seeds, setting))
     return torch.cat(made)
+
+
+def given_of(pipeline: Pipeline, frames: Tensor) -> Tensor:
+    """Those of the frames (t, …) that a model is given: the centre (1, …) or both ends (2, …)."""
+    return frames[[len(frames) // 2] if pipeline.config.network.condition == "centre" else [0, -1]]
 
 
 def sample_latents(
     pipeline: Pipeline, latents: Tensor, context: Tensor | None, seeds: Sequence[int], setting: Setting
 ) -> Tensor:
-    """Clips (b, t, C, h, w) for latents (b, 1, C, h, w) of their centre frames."""
+    """Clips (b, t, C, h, w) for latents (b, k, C, h, w) of the frames that are given."""
     config = pipeline.config
     schedule = ZeroTerminalSnr() if setting.zero_snr else NoiseSchedule()
     frames, sigmas = config.network.frames, schedule.sigmas_for(setting.steps)
@@ -120,7 +131,7 @@ def sample_latents(
     kind = "independent" if setting.noise == "frame_init" else setting.noise
     noise = torch.stack([correlated_noise(tuple(latents.shape[2:]), frames, seed, kind) for seed in seeds])
     noise = noise.to(latents)
-    still = latents.expand_as(noise)
+    still = latents[:, :1].expand_as(noise)
     if setting.noise == "frame_init":
         alpha_bar = float(schedule.alphas_cumprod[-1])
         noise = torch.stack([frame_init(clip, own, alpha_bar) for clip, own in zip(still, noise, strict=True)])
@@ -151,13 +162,14 @@ def sample_ancestral(
 # --- measuring ---
 
 
-def measured(frames: Iterable[Tensor], clips: Sequence[Clip]) -> Figures:
-    """The figures of sampled clips: the PSNR of the given frame and of all frames with the truth, how far the mean
+def measured(pipeline: Pipeline, latents: Iterable[Tensor], clips: Sequence[Clip]) -> Figures:
+    """The figures of clips in latents: the PSNR of what was given and of all frames with the truth, how far the mean
     colour is from it, the mean length of the flow, and how well neighbouring frames agree once they are warped."""
     figures: Figures = {name: [] for name in ("given frame", "all frames", "drift", "motion", "warped")}
-    for made, clip in zip(frames, clips, strict=True):
-        centre, report = len(made) // 2, clip_report(made)
-        figures["given frame"].append(psnr(made[centre], clip.frames[centre]))
+    for sampled, clip in zip(latents, clips, strict=True):
+        made = pipeline.decode(sampled)
+        report = clip_report(made)
+        figures["given frame"].append(psnr(given_of(pipeline, made), given_of(pipeline, clip.frames)))
         figures["all frames"].append(psnr(made, clip.frames))
         figures["drift"].append(colour_drift(made, clip.frames))
         figures["motion"].append(report.motion)
@@ -173,11 +185,25 @@ class Models:
         self.count, self.device = scenes, device
         self.figures: dict[tuple[str, Setting, float], Figures] = {}
         self.pipelines: dict[str, Pipeline] = {}
+        self.drawn: dict[tuple[int, int], Scenes] = {}
 
-    def named(self, size: str, kind: str, strength: float, seed: int = 0) -> str | None:
-        """The name of a model, if it has been trained."""
-        name = f"{size}-{kind}-{strength:g}-{seed}"
-        return name if name in self.files and list(self.files[name].glob("*.safetensors")) else None
+    def pairs(self, kind: str) -> list[tuple[str, str]]:
+        """The names of those models of a kind that have been trained with λ = 0.03 and without, smaller ones first.
+        Raises MicroCinemaError for a pair that differs in more than λ."""
+        found = []
+        for with_it in self.files:
+            size, its_kind, strength, seed = with_it.split("-")
+            without = f"{size}-{kind}-0-{seed}"
+            if (its_kind, strength) != (kind, "0.03") or not (self.has(with_it) and self.has(without)):
+                continue
+            if _apart_from_lambda(self.weights(with_it)) != _apart_from_lambda(self.weights(without)):
+                raise MicroCinemaError(f"{with_it} and {without} differ in more than λ: train them alike, to the end")
+            found.append((with_it, without))
+        return sorted(found, key=lambda pair: (self.weights(pair[0]).stat().st_size, pair[0].split("-")[3]))
+
+    def has(self, name: str) -> bool:
+        """Whether a model has been trained."""
+        return name in self.files and bool(list(self.files[name].glob("*.safetensors")))
 
     def weights(self, name: str) -> Path:
         """The file of a model."""
@@ -194,7 +220,10 @@ class Models:
         """The scenes at the size of a model, or at `scale` times it."""
         config = self.pipeline(name).config
         factor = config.autoencoder.factor
-        return Scenes.draw(self.count, config.network.frames, round(config.width * scale / factor) * factor)
+        key = config.network.frames, round(config.width * scale / factor) * factor
+        if key not in self.drawn:
+            self.drawn[key] = Scenes.draw(self.count, *key)
+        return self.drawn[key]
 
     def sampled(self, name: str, setting: Setting, scale: float = 1.0) -> Tensor:
         """The latents (n, t, C, h, w) of a model's clips with a setting, of all scenes: those in its folder, if they
@@ -213,14 +242,21 @@ class Models:
         """The figures of a model with a setting, of all scenes."""
         key = (name, setting, scale)
         if key not in self.figures:
-            frames = [self.pipeline(name).decode(clip) for clip in self.sampled(name, setting, scale)]
-            self.figures[key] = measured(frames, self.scenes(name, scale).clips)
+            made = self.sampled(name, setting, scale)
+            self.figures[key] = measured(self.pipeline(name), made, self.scenes(name, scale).clips)
         return self.figures[key]
 
     def ceiling(self, name: str, scale: float = 1.0) -> Figures:
         """The figures of the true clips after the autoencoder."""
-        pipeline, scenes = self.pipeline(name), self.scenes(name, scale)
-        return measured([pipeline.decode(pipeline.encode(clip.frames)) for clip in scenes.clips], scenes.clips)
+        pipeline, clips = self.pipeline(name), self.scenes(name, scale).clips
+        return measured(pipeline, (pipeline.encode(clip.frames) for clip in clips), clips)
+
+
+def _apart_from_lambda(weights: Path) -> dict[str, Any]:
+    """The settings of a training and its number of steps, without λ."""
+    training = read_training(weights)
+    training["settings"]["model"]["override"].pop("lambda_", None)
+    return {key: training[key] for key in ("step", "data", "settings")}
 
 
 def unbiased_gamma(models: Models, name: str) -> tuple[list[float], Tensor]:
@@ -285,25 +321,49 @@ def difference(values: Sequence[float]) -> str:
 
 
 def figure_3(models: Models, pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """With and without the prior in training and in sampling, for the first pair of each size and kind; then all
-    pairs, with it in both against without it in both."""
+    """With and without the prior in training and in sampling, for the first pair of each size and kind; then what
+    each of the two does in all pairs."""
     lines = ["## Figure 3: with and without the prior"]
     for with_it, without in pairs:
-        if not with_it.endswith("-0"):
-            continue
-        rows = [(f"trained without, strength {s:g}", models.measure(without, Setting(s))) for s in (0.0, 0.05)]
-        rows += [
-            (f"trained with λ = 0.03, strength {s:g}", models.measure(with_it, Setting(s))) for s in (0.0, 0.03, 0.05)
-        ]
-        rows.append(("the true clips, coded", models.ceiling(without)))
-        lines += ["", f"{with_it} and {without}:", "", *table(rows)]
-    lines += ["", "λ = 0.03 with strength 0.05 against training and sampling without the prior, each pair:", ""]
-    for number, (with_it, without) in enumerate(pairs):
-        new, old = models.measure(with_it, Setting(0.05)), models.measure(without, Setting())
-        if number == 0:
-            lines += _head(f"{name}, {UNITS[name]}" for name in new)
-        cells = [difference([a - b for a, b in zip(new[name], old[name], strict=True)]) for name in new]
-        lines.append(f"| {with_it} | " + " | ".join(cells) + " |")
+        if with_it.endswith("-0"):
+            lines += ["", *all_four(models, with_it, without)]
+    comparisons = {
+        "The start alone: strength 0.05 against 0, both trained without": lambda a, b: ((b, 0.05), (b, 0.0)),
+        "Training alone: λ = 0.03 against 0, both with strength 0.05": lambda a, b: ((a, 0.05), (b, 0.05)),
+        "Both: λ = 0.03 with strength 0.05 against neither": lambda a, b: ((a, 0.05), (b, 0.0)),
+    }
+    for title, compared in comparisons.items():
+        lines += ["", f"{title}, all pairs:", "", *each_pair(models, pairs, compared)]
+    return lines
+
+
+def all_four(models: Models, with_it: str, without: str) -> list[str]:
+    """A table of a pair, with and without the prior in training and in sampling."""
+    rows = [(f"trained without, strength {s:g}", models.measure(without, Setting(s))) for s in (0.0, 0.05)]
+    rows += [(f"trained with λ = 0.03, strength {s:g}", models.measure(with_it, Setting(s))) for s in (0.0, 0.03, 0.05)]
+    rows.append(("the true clips, coded", models.ceiling(without)))
+    return [f"{with_it} and {without}:", "", *table(rows)]
+
+
+def each_pair(
+    models: Models, pairs: Sequence[tuple[str, str]],
+    compared: Callable[[str, str], tuple[tuple[str, float], tuple[str, float]]],
+) -> list[str]:  # fmt: skip
+    """A table of the differences that a comparison finds, with a row for each pair and, where a size and kind has
+    several, one for the mean over them and the deviation between them."""
+    groups: dict[str, list[list[float]]] = {}
+    lines = []
+    for pair in pairs:
+        new, old = (models.measure(name, Setting(strength)) for name, strength in compared(*pair))
+        lines = lines or _head(f"{name}, {UNITS[name]}" for name in new)
+        values = [[a - b for a, b in zip(new[name], old[name], strict=True)] for name in new]
+        size, kind, _, seed = pair[0].split("-")
+        lines.append(f"| {size} {kind}, seed {seed} | " + " | ".join(map(difference, values)) + " |")
+        groups.setdefault(f"{size} {kind}", []).append([fmean(column) for column in values])
+    for title, rows in groups.items():
+        if len(rows) > 1:
+            cells = [f"{fmean(column):+.2g}, ± {stdev(column):.1g}" for column in zip(*rows, strict=True)]
+            lines.append(f"| {title}, {len(rows)} seeds | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -403,12 +463,18 @@ def terminal_noise(models: Models, with_it: str, without: str) -> list[str]:
         ("the same, strength 0.07", models.measure(without, Setting(0.07))),
         ("trained with λ = 0.03, strength 0.05", models.measure(with_it, Setting(0.05))),
     ]
+    trained_so = without.replace("-v-", "-zero-")
+    if models.has(trained_so):
+        rows.append(("trained and sampled on that schedule", models.measure(trained_so, Setting(zero_snr=True))))
     return [f"## Terminal noise ({without})", "", *table(rows)]
 
 
-def interpolation(device: str, count: int) -> list[str]:
-    """The bundled interpolation model with its prior and without, on drawn scenes."""
-    pipeline = Pipeline.from_file(resolve("demo-interpolation"), device)
+def interpolation(models: Models) -> list[str]:
+    """Interpolation models with the prior and without: pairs of the paper's network, and the bundled one."""
+    lines = ["## Interpolation models"]
+    for with_it, without in models.pairs("ends"):
+        lines += ["", *all_four(models, with_it, without)]
+    pipeline, count = Pipeline.from_file(resolve("demo-interpolation"), models.device), models.count
     config = pipeline.config
     clips = [clip for _, clip in islice(drawn_clips(EVALUATION_SEEDS.start, pipeline), count)]
     rows = []
@@ -418,16 +484,17 @@ def interpolation(device: str, count: int) -> list[str]:
             made = [pipeline.interpolate(clip[[0, -1]], steps=steps, seed=seed) for seed, clip in enumerate(clips)]
             scores = [psnr(frames[1:-1], clip[1:-1]) for frames, clip in zip(made, clips, strict=True)]
             rows.append((f"strength {strength:g}, {steps} step{'s' * (steps > 1)}", {"between": scores}))
-    return [f"## The interpolation model ({config.name}, {count} drawn scenes)", "", *table(rows)]
+    return [*lines, "", f"the bundled model ({config.name}):", "", *table(rows)]
 
 
 def picture(models: Models, with_it: str, without: str, path: Path) -> None:
-    """Write the clips of three scenes, the truth's and with and without the prior, as a JPEG."""
+    """Write the clips of the scenes SHOWN, the truth's and with and without the prior, as a JPEG."""
     pipeline, clips = models.pipeline(with_it), models.scenes(with_it).clips
-    rows = [("the truth", [clips[scene].frames for scene in SHOWN])]
+    shown = [scene for scene in SHOWN if scene < models.count]
+    rows = [("the truth", [clips[scene].frames for scene in shown])]
     for churn, (name, strength) in product((0.0, CHURN), ((without, 0.0), (with_it, 0.05))):
         latents = models.sampled(name, Setting(strength, churn=churn))
-        made = [pipeline.decode(latents[scene]) for scene in SHOWN]
+        made = [pipeline.decode(latents[scene]) for scene in shown]
         rows.append((f"{name}, strength {strength:g}, churn {churn:g}", made))
     with TemporaryDirectory() as folder:
         write_sheets(rows, Path(folder), "rows", len(rows))
@@ -445,13 +512,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     models = Models(arguments.models, arguments.scenes, arguments.device)
-    sizes = sorted({name.split("-")[0] for name in models.files}, reverse=True)
-    seeds = sorted({int(name.split("-")[3]) for name in models.files})
-    pairs = [
-        (with_it, without)
-        for size, kind, seed in product(sizes, ("eps", "v"), seeds)
-        if (with_it := models.named(size, kind, 0.03, seed)) and (without := models.named(size, kind, 0.0, seed))
-    ]
+    pairs = [*models.pairs("eps"), *models.pairs("v")]
     sections = [figure_3(models, pairs)]
     for with_it, without in pairs:
         if with_it.endswith("eps-0.03-0"):
@@ -461,7 +522,7 @@ def main() -> None:
     churned = [(with_it, CHURN) for with_it, _ in pairs if with_it.endswith("-0")]
     sections += [
         figure_6(models, [(with_it, 0.0) for with_it, _ in pairs] + churned),
-        interpolation(arguments.device, arguments.scenes),
+        interpolation(models),
     ]
     text = arguments.page.read_text() if arguments.page.exists() else ""
     head = text.partition(MARK)[0]

@@ -1,13 +1,17 @@
 """The parts of benchmarks/figures.py whose results are known beforehand."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_base
 
+from microcinema_core.checkpoint import write_model
 from microcinema_core.diffusion import NoiseSchedule
+from microcinema_core.errors import MicroCinemaError
 from microcinema_core.prior import shift
 from microcinema_core.samplers import initial
 
@@ -52,3 +56,41 @@ def test_a_table_has_the_first_row_and_what_differs_from_it(figures):
     lines = figures.table(rows)
     assert lines[0] == "|  | drift, of 1 |" and lines[2] == "| plain | 0.2 |"
     assert lines[3] == "| more | **+0.2 [+0.2, +0.2]** |" and lines[4].startswith("| mixed | +0.067 [-0.1")
+
+
+def trained(folder, step=10, lambda_=0.0):
+    """A model file of a training, without weights."""
+    folder.mkdir(exist_ok=True)
+    training = {"step": step, "data": "drawn", "settings": {"model": {"override": {"lambda_": lambda_}}}}
+    write_model(folder / "model.safetensors", tiny_base(), {}, torch.float32, json.dumps(training))
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Two pairs of small models, which differ in λ and in nothing else."""
+    for seed in (0, 1):
+        trained(tmp_path / f"small-eps-0-{seed}")
+        trained(tmp_path / f"small-eps-0.03-{seed}", lambda_=0.03)
+    return tmp_path
+
+
+def test_a_pair_differs_in_lambda_alone(figures, pairs):
+    found = [("small-eps-0.03-0", "small-eps-0-0"), ("small-eps-0.03-1", "small-eps-0-1")]
+    assert figures.Models(pairs, 2, "cpu").pairs("eps") == found
+    trained(pairs / "small-eps-0-1", step=5)
+    with pytest.raises(MicroCinemaError, match=r"small-eps-0\.03-1 and small-eps-0-1 differ in more than λ"):
+        figures.Models(pairs, 2, "cpu").pairs("eps")
+
+
+def test_a_model_that_is_not_trained_yet_makes_no_pair(figures, pairs):
+    (pairs / "small-eps-0-0" / "model.safetensors").unlink()
+    assert figures.Models(pairs, 2, "cpu").pairs("eps") == [("small-eps-0.03-1", "small-eps-0-1")]
+
+
+def test_pairs_of_a_kind_get_a_row_each_and_one_for_all_seeds(figures, pairs, monkeypatch):
+    models, column = figures.Models(pairs, 2, "cpu"), "all frames"
+    known = {"small-eps-0.03-0": [2.0, 4.0], "small-eps-0.03-1": [4.0, 8.0]}
+    monkeypatch.setattr(models, "measure", lambda name, _: {column: known.get(name, [1.0, 1.0])})
+    lines = figures.each_pair(models, models.pairs("eps"), lambda a, b: ((a, 0.05), (b, 0.0)))
+    assert lines[2].startswith("| small eps, seed 0 | **+2 [") and lines[3].startswith("| small eps, seed 1 | **+5 [")
+    assert lines[4:] == ["| small eps, 2 seeds | +3.5, ± 2 |"]
