@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
-from .captions import CAMERA_VERBS, COLOURS, DIGITS, DIRECTIONS, SHAPES, SPEEDS, camera_caption, reverse, thing_caption
+from .captions import CAMERA_VERBS, COLOURS, DIGITS, DIRECTIONS, SHAPES, SPEEDS, camera_caption, thing_caption
 
 DRAWING = 1  # the version of the drawing, to be raised with every change of it; it is part of the names of shards
 REFERENCE_SIZE = 96  # the size of a picture, in pixels, to which the speeds in pixels refer
@@ -41,11 +41,6 @@ class Clip:
     masks: torch.Tensor | None = None  # (t, h, w), boolean: the first thing of the caption; None for camera moves
     other_masks: torch.Tensor | None = None  # the same of the second thing, if there are two
     colour: torch.Tensor | None = None  # (3,), of the first thing of the caption
-
-    @property
-    def reversed_caption(self) -> str:
-        """The caption of the clip played backwards."""
-        return reverse(self.caption)
 
 
 def draw_clip(

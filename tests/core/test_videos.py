@@ -18,7 +18,7 @@ import torch
 from footage import SIZE, coded, pan, read_numbers, write_footage
 
 from microcinema_core.errors import MicroCinemaError
-from microcinema_core.training.data.buckets import assign, bucket_sizes, size_of
+from microcinema_core.training.data.buckets import assign, bucket_sizes
 from microcinema_core.training.data.clips import Unusable, read_clip
 from microcinema_core.training.data.order import generator
 from microcinema_core.training.data.videos import VideoSet
@@ -340,4 +340,3 @@ def test_a_video_gets_the_size_of_the_nearest_ratio():
     for (width, height), bucket in zip(shapes.tolist(), buckets.tolist(), strict=True):
         distances = [abs(np.log(w / h) - np.log(width / height)) for w, h in sizes]
         assert distances[bucket] == min(distances)
-        assert size_of(width, height, sizes) == sizes[bucket]

@@ -41,8 +41,3 @@ def assign(shapes: np.ndarray, sizes: list[tuple[int, int]]) -> np.ndarray:
     ratios = np.log(shapes[:, 0] / shapes[:, 1])
     middles = (wanted[1:] + wanted[:-1]) / 2
     return np.searchsorted(middles, ratios).astype(np.int64)
-
-
-def size_of(width: int, height: int, sizes: list[tuple[int, int]]) -> tuple[int, int]:
-    """The size for one video."""
-    return sizes[int(assign(np.array([[width, height]]), sizes)[0])]
