@@ -31,7 +31,7 @@ from microcinema_core.demo.report import write_sheets
 from microcinema_core.demo.scenes import Clip, draw_clip
 from microcinema_core.diffusion import Denoiser, NoiseSchedule
 from microcinema_core.errors import MicroCinemaError
-from microcinema_core.header import read_training
+from microcinema_core.header import read_config, read_training
 from microcinema_core.metrics.clip_report import clip_report
 from microcinema_core.metrics.intervals import RESAMPLES, mean_interval
 from microcinema_core.metrics.quality import colour_drift, psnr
@@ -199,7 +199,8 @@ class Models:
             if _apart_from_lambda(self.weights(with_it)) != _apart_from_lambda(self.weights(without)):
                 raise MicroCinemaError(f"{with_it} and {without} differ in more than λ: train them alike, to the end")
             found.append((with_it, without))
-        return sorted(found, key=lambda pair: (self.weights(pair[0]).stat().st_size, pair[0].split("-")[3]))
+        widths = {pair: read_config(self.weights(pair[0])).network.model_channels for pair in found}
+        return sorted(found, key=lambda pair: (widths[pair], pair[0].split("-")[3]))
 
     def has(self, name: str) -> bool:
         """Whether a model has been trained."""
