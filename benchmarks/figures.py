@@ -254,10 +254,10 @@ class Models:
 
 
 def _apart_from_lambda(weights: Path) -> dict[str, Any]:
-    """The settings of a training and its number of steps, without λ."""
+    """The settings of a training and its number of steps, without λ; None for each that a model file does not tell."""
     training = read_training(weights)
-    training["settings"]["model"]["override"].pop("lambda_", None)
-    return {key: training[key] for key in ("step", "data", "settings")}
+    training.get("settings", {}).get("model", {}).get("override", {}).pop("lambda_", None)
+    return {key: training.get(key) for key in ("step", "data", "settings")}
 
 
 def unbiased_gamma(models: Models, name: str) -> tuple[list[float], Tensor]:

@@ -82,6 +82,13 @@ def test_a_pair_differs_in_lambda_alone(figures, pairs):
         figures.Models(pairs, 2, "cpu").pairs("eps")
 
 
+def test_models_of_other_programs_make_a_pair_too(figures, tmp_path):
+    for name in ("full-eps-0.03-0", "full-eps-0-0"):
+        (tmp_path / name).mkdir()
+        write_model(tmp_path / name / "model.safetensors", tiny_base(), {}, torch.float32)
+    assert figures.Models(tmp_path, 2, "cpu").pairs("eps") == [("full-eps-0.03-0", "full-eps-0-0")]
+
+
 def test_a_model_that_is_not_trained_yet_makes_no_pair(figures, pairs):
     (pairs / "small-eps-0-0" / "model.safetensors").unlink()
     assert figures.Models(pairs, 2, "cpu").pairs("eps") == [("small-eps-0.03-1", "small-eps-0-1")]
