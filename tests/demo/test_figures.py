@@ -3,13 +3,16 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_base
+from PIL import Image
+from tiny import random_model, tiny_base
 
-from microcinema_core.checkpoint import write_model
+from microcinema_core.checkpoint import save_model, write_model
 from microcinema_core.diffusion import NoiseSchedule
 from microcinema_core.errors import MicroCinemaError
 from microcinema_core.prior import shift
@@ -101,3 +104,20 @@ def test_pairs_of_a_kind_get_a_row_each_and_one_for_all_seeds(figures, pairs, mo
     lines = figures.each_pair(models, models.pairs("eps"), lambda a, b: ((a, 0.05), (b, 0.0)))
     assert lines[2].startswith("| small eps, seed 0 | **+2 [") and lines[3].startswith("| small eps, seed 1 | **+5 [")
     assert lines[4:] == ["| small eps, 2 seeds | +3.5, ± 2 |"]
+
+
+def test_models_of_any_size_give_all_tables(figures, tmp_path, monkeypatch):
+    for kind, strength in product(("eps", "v"), ("0.03", "0")):
+        config = replace(tiny_base(), parameterization=kind, lambda_=float(strength))
+        (tmp_path / f"full-{kind}-{strength}-0").mkdir()
+        save_model(tmp_path / f"full-{kind}-{strength}-0" / "model.safetensors", random_model(config))
+    page = tmp_path / "page.md"
+    page.write_text(f"What was found.\n\n{figures.MARK}\nold tables")
+    monkeypatch.setattr(
+        sys, "argv", ["figures.py", str(tmp_path), "--scenes", "2", "--threads", "1", "--page", str(page)]
+    )
+    figures.main()
+    text = page.read_text()
+    assert text.startswith(f"What was found.\n\n{figures.MARK}\n\n2 scenes") and "old tables" not in text
+    assert text.count("\n## ") == 7  # figures 3 to 6, the paper's lack, terminal noise, interpolation
+    assert "nan" not in text and Image.open(page.with_suffix(".jpg")).height > 0
