@@ -5,8 +5,7 @@ folders MODELS/<size>-<kind>-<λ>-<seed>/, as runs/evidence.sh trains them, on d
 on; kind is eps, v, zero (v on a schedule that ends in pure noise, train_zero_snr.py) or ends (an interpolation model).
 All settings get the same scenes and the same noise; each row is compared with the first one of its table, clip by clip,
 with the 95 % bootstrap interval of the mean difference. What follows the line MARK of the page is replaced by the
-tables, and a picture of the same name is written beside it. Models of full size are measured in the same way if they
-are named like this.
+tables, and pictures are written beside it. Models of full size are measured alike if they are named like this.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import argparse
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, product
+from itertools import islice
 from pathlib import Path
 from statistics import fmean, stdev
 from tempfile import TemporaryDirectory
@@ -488,15 +487,21 @@ def interpolation(models: Models) -> list[str]:
     return [*lines, "", f"the bundled model ({config.name}):", "", *table(rows)]
 
 
-def picture(models: Models, with_it: str, without: str, path: Path) -> None:
-    """Write the clips of the scenes SHOWN, the truth's and with and without the prior, as a JPEG."""
-    pipeline, clips = models.pipeline(with_it), models.scenes(with_it).clips
+def picture(models: Models, with_it: str, without: str, path: Path, scale: float = 1.0) -> None:
+    """Write the clips of the scenes SHOWN, the truth's and with and without the prior, as a JPEG; at the training's
+    size also those of figures 5 and 6 and with churn."""
+    pipeline, clips = models.pipeline(with_it), models.scenes(with_it, scale).clips
     shown = [scene for scene in SHOWN if scene < models.count]
+    settings = [(without, Setting()), (with_it, Setting(0.05))]
+    if scale == 1:
+        settings += [(name, replace(setting, churn=CHURN)) for name, setting in settings[:2]]
+        settings += [(name, replace(setting, steps=FEW)) for name, setting in settings[:2]]
+        settings += [(with_it, Setting(pipeline.config.lambda_ + gamma)) for gamma in (GAMMAS[0], GAMMAS[-1])]
     rows = [("the truth", [clips[scene].frames for scene in shown])]
-    for churn, (name, strength) in product((0.0, CHURN), ((without, 0.0), (with_it, 0.05))):
-        latents = models.sampled(name, Setting(strength, churn=churn))
-        made = [pipeline.decode(latents[scene]) for scene in shown]
-        rows.append((f"{name}, strength {strength:g}, churn {churn:g}", made))
+    for name, setting in settings:
+        made = [pipeline.decode(models.sampled(name, setting, scale)[scene]) for scene in shown]
+        title = f"{name}, strength {setting.strength:.2g}, {setting.steps} steps, churn {setting.churn:g}"
+        rows.append((title, made))
     with TemporaryDirectory() as folder:
         write_sheets(rows, Path(folder), "rows", len(rows))
         Image.open(Path(folder) / "rows-1.png").convert("RGB").save(path, quality=88, optimize=True)
@@ -531,7 +536,9 @@ def main() -> None:
     arguments.page.write_text(
         f"{head}{MARK}\n\n{arguments.scenes} scenes, paired differences to the first row.\n\n{body}\n"
     )
-    picture(models, *pairs[0], arguments.page.with_suffix(".jpg"))
+    stem = arguments.page.with_suffix("")
+    picture(models, *pairs[0], stem.with_suffix(".jpg"))
+    picture(models, *pairs[0], stem.with_name(f"{stem.name}-larger.jpg"), LARGER)
 
 
 if __name__ == "__main__":

@@ -120,4 +120,6 @@ def test_models_of_any_size_give_all_tables(figures, tmp_path, monkeypatch):
     text = page.read_text()
     assert text.startswith(f"What was found.\n\n{figures.MARK}\n\n2 scenes") and "old tables" not in text
     assert text.count("\n## ") == 7  # figures 3 to 6, the paper's lack, terminal noise, interpolation
-    assert "nan" not in text and Image.open(page.with_suffix(".jpg")).height > 0
+    assert "nan" not in text
+    with Image.open(tmp_path / "page.jpg") as rows, Image.open(tmp_path / "page-larger.jpg") as larger:
+        assert rows.height > 2 * larger.height and larger.width > rows.width
