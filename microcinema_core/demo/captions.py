@@ -6,8 +6,6 @@ augmentation of the data, and the loss with the reversed caption shows whether a
 
 from __future__ import annotations
 
-import numpy as np
-
 COLOURS = {
     "red": (0.86, 0.12, 0.14), "green": (0.13, 0.66, 0.22), "blue": (0.13, 0.27, 0.88), "yellow": (0.96, 0.86, 0.13),
     "orange": (0.96, 0.53, 0.08), "purple": (0.52, 0.16, 0.70), "pink": (0.97, 0.50, 0.70), "cyan": (0.14, 0.80, 0.86),
@@ -59,44 +57,6 @@ def camera_caption(motion: str, speed: str = "", style: int = 0) -> str:
 
 def _join(*sentences: tuple[str, ...]) -> list[str]:
     return [" ".join(part for part in sentence if part) for sentence in sentences]
-
-
-SPEED = {"slowly": 0.5, "": 1.0, "quickly": 5 / 3}  # of things in scenes.py, relative to the speed without an adverb
-_AXES = {"left": (0, -1), "right": (0, 1), "up": (1, -1), "down": (1, 1)}
-_AXES |= {"out": (2, -1), "in": (2, 1), "counterclockwise": (3, -1), "clockwise": (3, 1)}
-MEANINGS = 6 + 3 * len(COLOURS) + len(THINGS)
-
-
-def random_caption(rng: np.random.Generator) -> tuple[str, np.ndarray]:
-    """A random caption and its meaning, a vector (MEANINGS,).
-
-    The vector contains the velocity of the camera (x, y, zoom, roll), the sum of the things' velocities (x, y), the
-    velocity of the thing of each colour (x, y), all in units of the speed without an adverb; then 1 for each colour and
-    for each kind of thing that moves, else 0.
-    """
-    meaning = np.zeros(MEANINGS, np.float32)
-    kind = rng.choice(["none", "camera", "thing", "things"], p=[0.05, 0.45, 0.3, 0.2])
-    if kind == "none":
-        return "", meaning
-    speeds, styles = rng.choice(SPEEDS, 2).tolist(), rng.integers(6, size=2).tolist()
-    if kind == "camera":
-        motion = str(rng.choice(MOTIONS))
-        if motion != "still":
-            axis, sign = _AXES[motion]
-            meaning[axis] = sign * SPEED[speeds[0]]
-        return camera_caption(motion, speeds[0], styles[0]), meaning
-    clauses = []
-    colours_at, things_at = 6 + 2 * len(COLOURS), 6 + 3 * len(COLOURS)
-    colours = rng.permutation(len(COLOURS))[: 1 if kind == "thing" else 2]
-    for colour, speed, style in zip(colours, speeds, styles, strict=False):
-        motion, thing = str(rng.choice((*DIRECTIONS, "still"))), rng.integers(len(THINGS))
-        clauses.append(thing_caption(tuple(COLOURS)[colour], THINGS[thing], motion, speed, style))
-        if motion != "still":
-            axis, sign = _AXES[motion]
-            meaning[4 + axis] += sign * SPEED[speed]
-            meaning[6 + 2 * colour + axis] = sign * SPEED[speed]
-            meaning[colours_at + colour] = meaning[things_at + thing] = 1
-    return " and ".join(clauses), meaning
 
 
 def all_words() -> list[str]:

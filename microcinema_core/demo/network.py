@@ -13,6 +13,7 @@ extension of the paper's network has a field in DemoNetworkConfig:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ..diffusion import NoiseSchedule
 from ..model import Condition, MicroCinemaUNet
 from ..model.clips import Clips, over_frames
 from .config import DemoNetworkConfig
-from .warp import ForwardWarp, WarpInputs
+from .warp import ForwardWarp
 
 _SCHEDULE = NoiseSchedule()
 FINITE_DIFFERENCE = 0.1  # the step of the derivative by the amplitude, relative to it
@@ -136,13 +137,13 @@ class DemoUNet(MicroCinemaUNet):
 class WarpCondition(Condition):
     """A Condition with four more values.
 
-    warp_inputs: the result of ForwardWarp.encode.
+    picture: its pixels (clips, 3, H, W), as the autoencoder decodes them.
     lambda_: λ of the run, the strength of the prior in training.
     motion: the size of the motion, relative to what the text says.
     overscan: the number of frames of a clip that shows nothing outside of the picture, 0 for one that may.
     """
 
-    warp_inputs: WarpInputs | None = None
+    picture: Tensor | None = None
     lambda_: float = 0.0
     motion: float = 1.0
     overscan: int = 0
@@ -161,10 +162,10 @@ class WarpUNet(DemoUNet):
         self, latents: Tensor, *, pixels: Tensor | None = None, lambda_: float = 0.0, motion: float = 1.0,
         overscan: int = 0,
     ) -> WarpCondition:  # fmt: skip
-        """As MicroCinemaUNet's, with the inputs of the forward warp."""
+        """As MicroCinemaUNet's, with what the forward warp needs."""
         encoded = super().encode_condition(latents, pixels=pixels)
-        inputs = self.forward_warp.encode(latents[:, 0], encoded.features[:, 0])
-        return WarpCondition(**vars(encoded), warp_inputs=inputs, lambda_=lambda_, motion=motion, overscan=overscan)
+        decoded = self.forward_warp.decode(latents[:, 0])
+        return WarpCondition(**vars(encoded), picture=decoded, lambda_=lambda_, motion=motion, overscan=overscan)
 
     def times(self, clips: Clips) -> Tensor:
         """The times τ (t,) of the frames, as the size of the motion has them."""
@@ -184,7 +185,7 @@ class WarpUNet(DemoUNet):
     def _zoom(self, condition: Condition, text: Tensor) -> Tensor | None:
         """With overscan: the magnification (b,) at which no frame of the clip shows anything outside of the picture,
         for pooled texts (b, D) and the largest amplitude of the motion."""
-        assert isinstance(condition, WarpCondition) and condition.warp_inputs is not None
+        assert isinstance(condition, WarpCondition) and condition.picture is not None
         frames = condition.overscan
         if not frames:
             return None
@@ -192,7 +193,7 @@ class WarpUNet(DemoUNet):
         times = condition.motion * self.tau(offsets).float()
         reach = MAX_DEVIATIONS * (self.config.amplitude_std or 0)
         times = torch.cat([times, (1 - reach) * times, (1 + reach) * times])
-        return self.forward_warp.overscan(condition.warp_inputs, text, times)
+        return self.forward_warp.overscan(text, times, *condition.picture.shape[-2:])
 
     def _warp(
         self, batch: Clips, static_latent: Tensor, text: Tensor, times: Tensor, zoom: Tensor | None
@@ -206,13 +207,13 @@ class WarpUNet(DemoUNet):
         the effect of a smaller amplitude.
         """
         x, condition, std = batch.x, batch.condition, self.config.amplitude_std
-        assert isinstance(condition, WarpCondition)
-        warp, inputs = self.forward_warp, condition.warp_inputs
+        assert isinstance(condition, WarpCondition) and condition.picture is not None
+        warp = partial(self.forward_warp, condition.picture, self.forward_warp.estimate(condition.picture, text), text)
         if std is None:
-            return warp(inputs, text, times, zoom)
+            return warp(times, zoom)
         assert self.config.residual_std is not None  # as DemoNetworkConfig requires
         clips = len(text)
-        pair = warp(inputs, text, torch.cat([times, (1 + FINITE_DIFFERENCE) * times]), zoom)[0].float()
+        pair = warp(torch.cat([times, (1 + FINITE_DIFFERENCE) * times]), zoom)[0].float()
         predicted, shifted = pair.unflatten(0, (clips, 2, -1)).unbind(1)
         alpha, sigma = _levels(batch.timesteps, x.float())
         residual = x - alpha * predicted.flatten(0, 1) - sigma * condition.lambda_ * static_latent
@@ -221,7 +222,7 @@ class WarpUNet(DemoUNet):
         residual, slope, noise = (values.reshape(clips, -1) for values in (residual, slope, noise))
         amplitude = (slope * residual).sum(1) / (slope.square().sum(1) + noise[:, 0])
         reach = MAX_DEVIATIONS * std
-        return warp(inputs, text, times * (1 + amplitude.clamp(-reach, reach))[:, None], zoom)
+        return warp(times * (1 + amplitude.clamp(-reach, reach))[:, None], zoom)
 
 
 def prediction_layer(config: DemoNetworkConfig, *, operations: Any, **kw) -> nn.Module:

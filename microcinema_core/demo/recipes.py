@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import StrictBool
 
 from ..checkpoint import LoadedModel, load_autoencoder, save_model
 from ..errors import MicroCinemaError
@@ -38,9 +37,8 @@ class DemoTable:
     autoencoder: str = ""  # the model file with the autoencoder
     # task diffusion
     text_steps: Steps = 600  # of the text tower, which is trained before the other parts
-    flow_steps: Annotated[int, Range(0, MAX_STEPS, "steps", 0)] = 0  # the first steps train only the forward warp
-    flow_shards: Shards = 4  # of drawn scenes for these steps, in addition to `shards`
-    flow_bfloat16: StrictBool = False  # these steps in bfloat16, which is fast on processors that support it
+    warp_steps: Annotated[int, Range(0, MAX_STEPS, "steps", 0)] = 0  # the first steps train only the forward warp
+    warp_shards: Shards = 4  # of drawn pictures of things for these steps
     text_drop: Annotated[float, Range(0, 1, "a share", 0.1)] = 0.1  # the share of clips that are trained without text
     # Timesteps are t = 1000·u^power for a uniform u; with a power below 1, high noise levels are more frequent. The
     # power changes linearly from the first to the second number, because the motion is determined at high noise levels,
@@ -68,8 +66,8 @@ class DemoRunConfig(RunConfig):
 
     def phase(self, step: int) -> tuple[int, int]:
         """The steps that train the forward warp, or the other ones."""
-        flow_steps = self.demo.flow_steps
-        return (0, flow_steps) if step < flow_steps else (flow_steps, self.train.steps)
+        warp_steps = self.demo.warp_steps
+        return (0, warp_steps) if step < warp_steps else (warp_steps, self.train.steps)
 
     def identity(self) -> dict[str, Any]:
         """As RunConfig's, without paths and what belongs to a later part of the run."""
@@ -91,8 +89,8 @@ class DemoRunConfig(RunConfig):
         kind = "interpolation" if model.network.flow_warp else "diffusion"
         if c.task != kind:
             raise MicroCinemaError(f"task cannot be '{c.task}' for the model '{model.name}': give '{kind}'")
-        if c.flow_steps and not model.network.forward_warp:
-            raise MicroCinemaError(f"flow_steps cannot be {c.flow_steps}: '{model.name}' has no forward warp, give 0")
+        if c.warp_steps and not model.network.forward_warp:
+            raise MicroCinemaError(f"warp_steps cannot be {c.warp_steps}: '{model.name}' has no forward warp, give 0")
         if c.task == "interpolation":
             Photographs(c.folders)
 

@@ -8,6 +8,7 @@ drawing.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
@@ -25,23 +26,25 @@ from .scenes import DRAWING, draw_clip
 CLIPS_PER_SHARD = 250
 
 
-def shard_path(folder: Path, index: int, frames: int, size: int) -> Path:
+def shard_path(folder: Path, index: int, frames: int, size: int, things: bool = False) -> Path:
     """The path of shard `index` with clips of so many frames, of size × size pixels."""
     digest = hashlib.sha256(json.dumps([DRAWING, CLIPS_PER_SHARD, frames, size]).encode()).hexdigest()[:8]
-    return folder / f"scenes-{size}px-{frames}f-{digest}-{index:04d}.safetensors"
+    return folder / f"{'things' if things else 'scenes'}-{size}px-{frames}f-{digest}-{index:04d}.safetensors"
 
 
-def draw_shard(folder: Path, index: int, frames: int, size: int) -> Path:
-    """Draw shard `index` unless its file exists, and return its path.
+def draw_shard(folder: Path, index: int, frames: int, size: int, things: bool = False) -> Path:
+    """Draw shard `index` unless its file exists, and return its path. With `things` it has no camera moves, and one
+    thing and two things in turn.
 
     The file contains `frames` (n, t, 3, size, size) in uint8, and the `flow` of the centre frames, (n, 2, size, size)
     in float16, pixels per frame. The captions are in its header.
     """
-    path = shard_path(folder, index, frames, size)
+    path = shard_path(folder, index, frames, size, things)
     if path.exists():
         return path
     seeds = range(index * CLIPS_PER_SHARD, (index + 1) * CLIPS_PER_SHARD)
-    clips = [draw_clip(seed, frames=frames, size=size) for seed in seeds]
+    kinds = itertools.cycle(("thing", "things") if things else (None,))
+    clips = [draw_clip(seed, frames=frames, size=size, kind=kind) for seed, kind in zip(seeds, kinds, strict=False)]
     pictures = torch.stack([(clip.frames * 255).round().to(torch.uint8) for clip in clips])
     flow = torch.stack([clip.flow[frames // 2] for clip in clips]).half()
     captions = json.dumps([clip.caption for clip in clips])
@@ -50,11 +53,11 @@ def draw_shard(folder: Path, index: int, frames: int, size: int) -> Path:
     return path
 
 
-def draw_pool(folder: Path, shards: int, frames: int, size: int, workers: int) -> list[Path]:
+def draw_pool(folder: Path, shards: int, frames: int, size: int, workers: int, *, things: bool = False) -> list[Path]:
     """Draw those of the first `shards` shards that do not exist, in `workers` processes, and return all their paths."""
     make_folder(folder)
-    paths = [shard_path(folder, index, frames, size) for index in range(shards)]
-    jobs = [(folder, i, frames, size) for i, path in enumerate(paths) if not path.exists()]
+    paths = [shard_path(folder, index, frames, size, things) for index in range(shards)]
+    jobs = [(folder, i, frames, size, things) for i, path in enumerate(paths) if not path.exists()]
     draw_all(draw_shard, jobs, workers)
     return paths
 

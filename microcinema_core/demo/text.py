@@ -7,6 +7,7 @@ that the video model could not learn it later.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,59 @@ from torch import nn
 
 from ..files import make_folder, whole_file
 from ..model.text import TextEncoder
-from .captions import MEANINGS, random_caption
+from .captions import COLOURS, DIRECTIONS, MOTIONS, SPEEDS, THINGS, camera_caption, thing_caption
 from .network import pooled
+from .scenes import SPEED_PIXELS, SPEED_ROLL, SPEED_ZOOM
 
 BATCH = 128
 UNIT = 8.0  # the length in the pooled states that stands for the speed without an adverb
+# The parts of a meaning: four axes of the camera; a velocity and a mark for each colour; a mark for each kind of thing.
+CAMERA = slice(0, 4)
+VELOCITIES = slice(4, 4 + 2 * len(COLOURS))
+COLOURS_AT, THINGS_AT = VELOCITIES.stop, VELOCITIES.stop + len(COLOURS)
+MEANINGS = THINGS_AT + len(THINGS)
+
+_AXES = {"left": (0, -1), "right": (0, 1), "up": (1, -1), "down": (1, 1)}
+_AXES |= {"out": (2, -1), "in": (2, 1), "counterclockwise": (3, -1), "clockwise": (3, 1)}
+
+
+def random_caption(rng: np.random.Generator) -> tuple[str, np.ndarray]:
+    """A random caption and its meaning, a vector (MEANINGS,).
+
+    The vector contains the velocity of the camera (x, y, zoom, roll), the velocity of the thing of each colour (x, y),
+    all in units of the speed without an adverb; then 1 for each colour and for each kind of thing that moves, else 0.
+    """
+    meaning = np.zeros(MEANINGS, np.float32)
+    things, camera = [(0, False), (0, True), (1, False), (2, False), (1, True)][
+        rng.choice(5, p=[0.05, 0.35, 0.25, 0.2, 0.15])
+    ]
+    clauses = []
+    for colour in rng.permutation(len(COLOURS))[:things]:
+        motion, thing, speed = str(rng.choice((*DIRECTIONS, "still"))), rng.integers(len(THINGS)), _random_speed(rng)
+        clauses.append(thing_caption(tuple(COLOURS)[colour], THINGS[thing], motion, speed, int(rng.integers(6))))
+        if motion != "still":
+            axis, velocity = _velocity(motion, speed)
+            meaning[VELOCITIES.start + 2 * colour + axis] = velocity
+            meaning[COLOURS_AT + colour] = meaning[THINGS_AT + thing] = 1
+    if camera:
+        motion, speed = str(rng.choice(MOTIONS)), _random_speed(rng)
+        clauses.append(camera_caption(motion, speed, int(rng.integers(6))))
+        if motion != "still":
+            axis, meaning[axis] = _velocity(motion, speed)
+    return " and ".join(clauses), meaning
+
+
+def _random_speed(rng: np.random.Generator) -> str:
+    return str(rng.choice(SPEEDS))
+
+
+def _velocity(motion: str, speed: str) -> tuple[int, float]:
+    """The axis of a motion in a meaning, and its signed speed relative to the one without an adverb."""
+    axis, sign = _AXES[motion]
+    if axis == 2:
+        return axis, sign * math.log(SPEED_ZOOM[speed]) / math.log(SPEED_ZOOM[""])
+    speeds = SPEED_ROLL if axis == 3 else SPEED_PIXELS
+    return axis, sign * speeds[speed] / speeds[""]
 
 
 def trained_text(text: TextEncoder, steps: int, seed: int, file: Path) -> torch.Tensor:

@@ -1,10 +1,11 @@
-"""Trains the bundled base model on drawn clips: first the forward warp by their flow, then by the paper's objective."""
+"""Trains the bundled base model on drawn clips: first the forward warp, then by the paper's objective."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -26,20 +27,18 @@ from ..training.data.order import sample_seed
 from ..training.distributed import Processes
 from ..training.objective import DiffusionLoss, VideoModel, by_band
 from ..training.trainer import Figures, Objective, Trainer
-from .captions import COLOURS, all_words, reverse
+from .captions import all_words, reverse
 from .config import DemoModelConfig
 from .network import WarpUNet, pooled
-from .scenes import REFERENCE_SIZE, SPEED_PIXELS
+from .scenes import REFERENCE_SIZE, SPEED_PIXELS, SPEED_ROLL, SPEED_ZOOM
 from .shards import draw_pool, load, load_captions, open_shards
-from .text import trained_text
-from .warp import WEIGHT_SCALE, ForwardWarp
+from .text import CAMERA, VELOCITIES, trained_text
+from .warp import ForwardWarp
 
 if TYPE_CHECKING:
     from .recipes import DemoRunConfig
 
-MOTION_CLIPS = 4  # the factor of the batch size in steps that train the forward warp: at about the same cost per step
-CAMERA_SHARE = 0.2  # the frequency of a camera move in these steps, relative to a clip of things: it is learned sooner
-PIXEL_WEIGHT = 2.0  # of the error of colours, from 0 to 1, relative to that of the flow in pixels
+WARP_PICTURES = 4  # the factor of the batch size in steps that train the forward warp
 HELD_OUT = 16  # the last clips, which are not trained on, for samples and validation losses
 
 
@@ -48,35 +47,6 @@ class WarpVideoModel(VideoModel):
 
     network: WarpUNet
     text: TextEncoder
-
-    def warp(self, condition: Tensor, pixels: Tensor, tokens: Tensor, index: int) -> tuple[Tensor, Tensor]:
-        """Run the forward warp on pictures, given their latents (b, C, h, w) and pixels (b, 3, H, W).
-
-        Returns the flow (b, 2, H, W), in pixels per frame, and frame `index` of the clip, (b, 3, H, W).
-        """
-        network, warp, frames = self.network, self.network.forward_warp, self.network.config.frames
-        text = pooled(self.text(tokens))[:, 0]
-        motion = warp.estimate(warp.encode(condition, network.appearance(condition)[-1], pixels), text)
-        rendered, _ = warp.render(pixels, motion, text, network.tau(torch.tensor([index - frames // 2])))
-        return warp.flow(motion, text) / ((frames - 1) / 2), rendered[:, 0]
-
-
-class MotionLoss(DiffusionLoss):
-    """The paper's objective, and the losses of the forward warp."""
-
-    def motion_losses(
-        self, model: WarpVideoModel, condition: Tensor, pixels: Tensor, flow: Tensor, frame: Tensor, tokens: Tensor,
-        index: int,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """The mean errors of each clip, (b,): the end-point error of the flow in pixels, given the true `flow`
-        (b, 2, H, W), and the error of the rendered frame `index`, given the true `frame` (b, 3, H, W).
-
-        The errors are not squared, because the minimum of a squared error is a mean: where the region of a thing is
-        uncertain, all of it would move by a part of the motion.
-        """
-        predicted, rendered = model.warp(condition, pixels, tokens, index)
-        flow_error, pixel_error = (predicted - flow).square().sum(1), (rendered - frame).square().sum(1)
-        return (flow_error + 0.01).sqrt().mean((1, 2)), (pixel_error + 0.001).sqrt().mean((1, 2))
 
 
 def train_video(
@@ -87,7 +57,7 @@ def train_video(
 
     The clips are drawn into the folder `scenes`. Raises MicroCinemaError as Trainer does.
     """
-    losses = MotionLoss(model_config)
+    losses = DiffusionLoss(model_config)
     data = _prepare_data(config, model_config, autoencoder, scenes, world)
     assert model_config.text is not None
     model_config = replace(model_config, text=replace(model_config.text, tokenizer=word_tokenizer(all_words())))
@@ -102,39 +72,34 @@ def train_video(
 
 @dataclass
 class _Data:
-    """The training data. The forward warp has clips of its own, with one tensor for each shard."""
+    """The training data. The forward warp has pictures of its own, with one tensor for each shard."""
 
     identity: str  # for Trainer
     latents: Tensor  # (n, t, C, h, w) in float16
     captions: list[str]
-    flow_captions: list[str]
-    frames: list[Tensor]  # (n, t, 3, H, W) in uint8
-    flow: list[Tensor]  # (n, 2, H, W) in float16, of the centre frame, pixels per frame
-    conditions: list[Tensor]  # (n, C, h, w) in float16, the latents of the centre frame
-    pixels: list[Tensor]  # (n, 3, H, W) in uint8, decoded from the latents
+    picture_captions: list[str]
+    pictures: list[Tensor]  # (n, 3, H, W) in uint8, encoded and decoded
+    flow: list[Tensor]  # (n, 2, H, W) in float16, pixels per frame
 
 
 def _prepare_data(
     config: DemoRunConfig, model_config: DemoModelConfig, autoencoder: Autoencoder, scenes: Path, world: Processes
 ) -> _Data:
     """Draw and encode the clips, unless their files exist."""
-    table, count = config.demo, max(1, config.train.workers)
-    shards = table.shards + (table.flow_shards if table.flow_steps else 0)
+    table, count, size = config.demo, max(1, config.train.workers), model_config.width
     with world.first_goes_first(), locked(scenes, wait=True):
-        paths = draw_pool(scenes, shards, model_config.network.frames, model_config.width, count)
-        paths, flow_paths = paths[: table.shards], paths[table.shards :]
+        paths = draw_pool(scenes, table.shards, model_config.network.frames, size, count)
+        picture_paths = draw_pool(scenes, table.warp_shards if table.warp_steps else 0, 1, size, count, things=True)
         with ThreadPoolExecutor(count) as workers:
             encoded = list(workers.map(lambda path: encode_shard(path, autoencoder), paths))
-            decoded = list(workers.map(lambda path: decode_shard(path, autoencoder), flow_paths))
+            decoded = list(workers.map(lambda path: decode_shard(path, autoencoder), picture_paths))
     return _Data(
         identity=" ".join(path.stem for path in (*encoded[:1], *decoded[:1])),
         latents=load(encoded, "latents"),
         captions=load_captions(paths),
-        flow_captions=load_captions(flow_paths),
-        frames=open_shards(flow_paths, "frames"),
-        flow=open_shards(flow_paths, "flow"),
-        conditions=open_shards(decoded, "latents"),
-        pixels=open_shards(decoded, "pixels"),
+        picture_captions=load_captions(picture_paths),
+        pictures=open_shards(decoded, "pictures"),
+        flow=open_shards(picture_paths, "flow"),
     )
 
 
@@ -147,22 +112,19 @@ def _initial_model(
     text = TextEncoder(model_config.text)
     model = channels_last(WarpVideoModel(model_config, text=text))
     warp = model.network.forward_warp
-    initialise_colours(warp, trained_text(text, config.demo.text_steps, config.train.seed, text_file), model_config)
+    set_velocities(warp, trained_text(text, config.demo.text_steps, config.train.seed, text_file), model_config)
     text.requires_grad_(False)
     warp.autoencoder.load_state_dict(autoencoder.state_dict())
     return model
 
 
 @dataclass
-class FlowBatch:
-    """Clips for the forward warp, with frame number `index` as the true one; see MotionLoss.motion_losses."""
+class WarpBatch:
+    """Pictures (b, 3, H, W) in uint8, tokens, and the velocities (b, 2, H, W) that these say, in pixels per frame."""
 
-    index: int
-    condition: Tensor
-    pixels: Tensor  # in uint8
-    flow: Tensor
-    frame: Tensor  # in uint8
+    pictures: Tensor
     tokens: Tensor
+    flow: Tensor
 
 
 @dataclass
@@ -176,29 +138,25 @@ class ClipBatch:
 
 
 class DemoObjective(Objective):
-    """The loss of the forward warp in the first steps, then the paper's objective with the warp frozen."""
+    """The likelihood of the forward warp's velocities in the first steps, then the paper's objective without it."""
 
     skips_parameters = True
 
-    def __init__(self, config: DemoRunConfig, losses: MotionLoss, model: WarpVideoModel):
+    def __init__(self, config: DemoRunConfig, losses: DiffusionLoss, model: WarpVideoModel):
         super().__init__()
-        self.flow_steps, self.flow_bfloat16 = config.demo.flow_steps, config.demo.flow_bfloat16
-        self.losses, self.model = losses, model
+        self.warp_steps, self.losses, self.model = config.demo.warp_steps, losses, model
 
-    def forward(self, step: int, batch: FlowBatch | ClipBatch) -> tuple[Tensor, Figures]:
-        """The mean loss of a batch, and its parts."""
-        if isinstance(batch, FlowBatch):
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.flow_bfloat16):
-                flow_error, pixel_error = self.losses.motion_losses(
-                    self.model, batch.condition.float(), batch.pixels.float() / 255, batch.flow.float(),
-                    batch.frame.float() / 255, batch.tokens, batch.index,
-                )  # fmt: skip
-            flow_error, pixel_error = flow_error.mean(), pixel_error.mean()
-            figures = {"flow": flow_error.item(), "rendered": pixel_error.item()}
-            return flow_error + PIXEL_WEIGHT * pixel_error, figures
-        if self.flow_steps:  # the forward warp and the features that it uses are frozen after these steps
-            self.model.network.appearance.requires_grad_(False)
-            self.model.network.forward_warp.requires_grad_(False)
+    def forward(self, step: int, batch: WarpBatch | ClipBatch) -> tuple[Tensor, Figures]:
+        """The mean loss of a batch, and figures for the log: the probability of the true velocity where it is not 0, or
+        the losses by noise level."""
+        if isinstance(batch, WarpBatch):
+            network = self.model.network
+            text = pooled(self.model.text(batch.tokens))[:, 0]
+            velocities = batch.flow.float() * frames_per_tau(network.config.frames)
+            likelihood = network.forward_warp.log_likelihood(batch.pictures.float() / 255, text, velocities)
+            moving = likelihood.detach()[velocities.any(dim=1)]
+            return -likelihood.mean(), {"moving": moving.exp().mean().item()} if len(moving) else {}
+        self.model.network.forward_warp.requires_grad_(False)
         losses = self.losses.losses(self.model, batch.latents, batch.timesteps, batch.noise, batch.tokens)
         return losses.mean(), by_band(losses.detach(), batch.timesteps)
 
@@ -211,33 +169,27 @@ class _Batches:
     ):
         self.config, self.model_config, self.data, self.model, self.world = config, model_config, data, model, world
         self.count = len(data.latents) - HELD_OUT
-        cameras = [not COLOURS.keys() & caption.split() for caption in data.flow_captions]
-        # The relative frequencies of the clips in steps that train the forward warp.
-        self.flow_weights = torch.where(torch.tensor(cameras, dtype=torch.bool), CAMERA_SHARE, 1.0)
 
-    def __call__(self, first: int) -> Iterator[list[FlowBatch | ClipBatch]]:
+    def __call__(self, first: int) -> Iterator[list[WarpBatch | ClipBatch]]:
         """Yield the batch of each step from `first` on."""
         for step in itertools.count(first):
             generator = torch.Generator().manual_seed(sample_seed(self.config.train.seed, step, 0))
-            flow = step < self.config.demo.flow_steps
-            yield [self._flow_batch(generator) if flow else self._clip_batch(step, generator)]
+            warp = step < self.config.demo.warp_steps
+            yield [self._warp_batch(generator) if warp else self._clip_batch(step, generator)]
 
     def _part(self, values: Tensor) -> Tensor:
         """This process's part of the rows of a batch."""
         return values.tensor_split(self.world.count)[self.world.rank]
 
-    def _flow_batch(self, generator: torch.Generator) -> FlowBatch:
-        data, batch_size = self.data, MOTION_CLIPS * self.config.train.batch_size
-        rows = self._part(self.flow_weights.multinomial(batch_size, replacement=True, generator=generator))
-        index = int(torch.randint(self.model_config.network.frames, (1,), generator=generator))
-        places = [divmod(row, len(data.frames[0])) for row in rows.tolist()]
-        frame = torch.stack([data.frames[shard][clip, index] for shard, clip in places])
-        condition, pixels, flow = (
-            torch.stack([shards[shard][clip] for shard, clip in places])
-            for shards in (data.conditions, data.pixels, data.flow)
+    def _warp_batch(self, generator: torch.Generator) -> WarpBatch:
+        data, batch_size = self.data, WARP_PICTURES * self.config.train.batch_size
+        rows = torch.randint(len(data.picture_captions), (batch_size,), generator=generator)
+        rows = self._part(rows).tolist()
+        places = [divmod(row, len(data.pictures[0])) for row in rows]
+        pictures, flow = (
+            torch.stack([shards[shard][row] for shard, row in places]) for shards in (data.pictures, data.flow)
         )
-        tokens = tokenize(self.model, [data.flow_captions[row] for row in rows.tolist()])
-        return FlowBatch(index, condition, pixels, flow, frame, tokens)
+        return WarpBatch(pictures, tokenize(self.model, [data.picture_captions[row] for row in rows]), flow)
 
     def _clip_batch(self, step: int, generator: torch.Generator) -> ClipBatch:
         # Every clip is used twice, forwards and backwards, with the same noise: in the gradient of what depends on the
@@ -246,7 +198,7 @@ class _Batches:
         half = max(self.world.count, c.batch_size // 2)
         rows = torch.randint(self.count, (half,), generator=generator)
         first, last = table.time_power
-        power = first + (last - first) * (step - table.flow_steps) / (c.steps - table.flow_steps)
+        power = first + (last - first) * (step - table.warp_steps) / (c.steps - table.warp_steps)
         timesteps = (torch.rand(half, generator=generator) ** power * 1000).long().clamp(max=999)
         noise = torch.randn(half, *data.latents.shape[1:], generator=generator)
         keep = torch.rand(half, generator=generator) >= table.text_drop
@@ -261,7 +213,7 @@ class _Samples:
     """Samples and losses of held-out clips, for Trainer."""
 
     def __init__(
-        self, model_config: DemoModelConfig, losses: MotionLoss, data: _Data, model: WarpVideoModel,
+        self, model_config: DemoModelConfig, losses: DiffusionLoss, data: _Data, model: WarpVideoModel,
         autoencoder: Autoencoder, world: Processes,
     ):  # fmt: skip
         self.model_config, self.losses, self.data, self.model = model_config, losses, data, model
@@ -295,16 +247,23 @@ def tokenize(model: WarpVideoModel, prompts: list[str]) -> Tensor:
     return model.text.tokenizer(prompts)
 
 
-@torch.no_grad()
-def initialise_colours(warp: ForwardWarp, meanings_of: Tensor, config: DemoModelConfig) -> None:
-    """Give each colour a region whose velocity is that of the thing of this colour in the text, in place.
+def frames_per_tau(frames: int) -> float:
+    """The number of frames from the centre frame to the end of a clip, τ = 1."""
+    return (frames - 1) / 2
 
-    `meanings_of` is the result of train_text. Then only the masks of the regions have to be learned. Learned together,
-    both are found late, since neither the masks nor the velocities have an effect without the other.
-    """
-    clip = SPEED_PIXELS[""] * config.width / REFERENCE_SIZE * (config.network.frames - 1) / 2  # pixels per τ
-    warp.colour_velocities.weight.copy_(clip / warp.unit * meanings_of[6 : 6 + 2 * len(COLOURS)])
-    warp.region_velocities.weight[: 2 * len(COLOURS)] = warp.colour_velocities.weight / WEIGHT_SCALE
+
+@torch.no_grad()
+def set_velocities(warp: ForwardWarp, meanings_of: Tensor, config: DemoModelConfig) -> None:
+    """Set the layers of a forward warp that tell the velocities in a text, in place, from the result of train_text."""
+    count = frames_per_tau(config.network.frames)
+    pixels = SPEED_PIXELS[""] * config.width / REFERENCE_SIZE * count
+    zoom, roll = math.log(SPEED_ZOOM[""]) * count, math.radians(SPEED_ROLL[""]) * count
+    # What the picture does is the opposite of what the camera does, except in a zoom.
+    axes = torch.tensor(
+        [[0, 0, -pixels, 0, 0, 0], [0, 0, 0, 0, 0, -pixels], [zoom, 0, 0, 0, zoom, 0], [0, roll, 0, -roll, 0, 0]]
+    )
+    warp.camera.weight.copy_(axes.T @ meanings_of[CAMERA])
+    warp.colour_velocities.weight.copy_(pixels * meanings_of[VELOCITIES])
 
 
 @torch.no_grad()
@@ -321,19 +280,16 @@ def encode_shard(shard: Path, autoencoder: Autoencoder) -> Path:
 
 @torch.no_grad()
 def decode_shard(shard: Path, autoencoder: Autoencoder) -> Path:
-    """Write the inputs of a forward warp for all clips of a shard to a file beside it, unless the file exists.
-
-    The file contains the scaled `latents` (n, C, h, w) of the centre frames in float16, and the `pixels` (n, 3, H, W)
-    in uint8 that the autoencoder decodes from them. Returns its path.
-    """
+    """Write the `pictures` (n, 3, H, W) in uint8 that the autoencoder makes of the centre frames of a shard to a file
+    beside it, unless the file exists. Returns its path."""
 
     def tensors() -> dict[str, Tensor]:
         frames = load([shard], "frames")
         latents = _encoded(frames[:, frames.shape[1] // 2], autoencoder)
         pixels = torch.cat([autoencoder.decode(part.float()) for part in latents.split(8)])
-        return {"latents": latents, "pixels": (pixels.clamp(0, 1) * 255).round().to(torch.uint8).contiguous()}
+        return {"pictures": (pixels.clamp(0, 1) * 255).round().to(torch.uint8).contiguous()}
 
-    return _cached(shard, "seen", autoencoder, tensors)
+    return _cached(shard, "decoded", autoencoder, tensors)
 
 
 def _encoded(pictures: Tensor, autoencoder: Autoencoder) -> Tensor:

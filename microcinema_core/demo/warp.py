@@ -1,4 +1,4 @@
-"""The forward warp of the base model: moves the condition's pixels along trajectories that depend on the text."""
+"""The forward warp of the base model: moves the condition's pixels as the text says."""
 
 from __future__ import annotations
 
@@ -18,144 +18,101 @@ from .config import DemoNetworkConfig
 from .edges import least_zoom, show_uncovered
 from .splat import compose, downsample, splat_clip
 
-WarpInputs = tuple[Tensor, Tensor]  # pixels (clips, 3, H, W), and features (clips, C, h, w)
-
-REGIONS = 16  # regions of the picture with a velocity relative to the camera
-CELLS_PER_UNIT = 8.0  # the unit of length of velocities, in latent cells
-WEIGHT_SCALE = 0.2  # of weights, so that a step of the optimiser changes a velocity by much less than a cell
-FEATURE_CHANNELS = 24  # of the features at half the resolution of the picture
-MOTION_CHANNELS = 48  # of the features and the pixels together
-CHANNELS_PER_LEVEL = 24  # added at each lower resolution of the refinement
-VELOCITY_TOLERANCE = 0.02  # units per τ: the standard deviation within which velocities count as equal
-MIN_VELOCITY = 0.05  # units per τ: half the velocity of the slowest thing
-FRONT_LOGIT = 2  # added to the nearness of moving pixels, which are in front of the background
+WIDTHS = (48, 72, 96)  # of the velocity choice, at 1/2, 1/4 and less of the picture's resolution
+HEAD_CHANNELS = 24  # of its attention
+MIN_VELOCITY = 3.0  # pixels per τ: half the velocity of the slowest thing
+SAME_VELOCITY = 1.0  # pixels per τ: the standard deviation within which velocities count as equal
+FRONT_WEIGHT = 6.0  # of moving pixels, which are in front, relative to others
+HIDDEN_WEIGHT = 1e-5  # of moving pixels, and of those around them, as a background
 MAX_ZOOM = 4  # of overscan
-BACKGROUND_LOGIT = 12  # subtracted from the background logit around moving pixels, which are no background
 
 
 class ForwardWarp(nn.Module):
     """Moves every pixel of a picture along a trajectory that a text describes, and encodes the frames as latents.
 
-    The position of a pixel x at time τ is exp(τM)·x + τ·v(x), where τ is the signed time from the picture. M is an
-    affine motion of the whole picture (pan, zoom, roll) and linear in the pooled text. v(x) is the sum Σ_j g_j(x)·v_j
-    over regions, replaced by the nearest velocity of a thing in the text, or by 0. The v_j are linear in the text; the
-    masks g_j of the regions are computed from the picture and the text.
+    The position of a pixel x at time τ is exp(τM)·(x + τ·v(x)), where τ is the signed time from the picture. M is an
+    affine motion of the whole picture (pan, zoom, roll), and v(x) is 0 or the velocity of a thing that the text names
+    by its colour. M and these velocities are linear in the pooled text, and known once the text tower is trained; what
+    remains to be learned is which of the velocities each pixel has.
 
-    Holes are filled with the nearest pixels that have a high background logit; what the camera uncovers beyond the
-    edges of the picture is the picture continued (edges.py), in `forward`. Pixels are warped instead of latents,
-    which would lose detail; the model's autoencoder, with frozen weights, converts between them. So the trajectories
-    get no gradient from the loss of the latents, and are learned from `flow` and `render`. The initial weights result
-    in no motion for any text.
+    Holes are filled with the nearest pixels that do not move; what the camera uncovers beyond the edges of the picture
+    is the picture continued (edges.py). Pixels are warped instead of latents, which would lose detail; the model's
+    autoencoder, with frozen weights, converts between them. The initial weights result in no motion for any text.
     """
 
     def __init__(self, config: DemoNetworkConfig, *, operations: Any = nn, dtype=None, device=None):
         super().__init__()
-        kw = {"dtype": dtype, "device": device}
-        assert config.forward_warp is not None
-        width, context_dim, factor = config.model_channels, config.context_dim, config.forward_warp.factor
-        self.autoencoder = Autoencoder(config.forward_warp, operations=operations, **kw).requires_grad_(False)
-        self.unit = CELLS_PER_UNIT * factor  # the unit of length in pixels
+        kw = {"operations": operations, "dtype": dtype, "device": device}
+        assert config.forward_warp is not None and config.context_dim is not None
 
-        def conv(channels, out_channels, size):
-            return operations.Conv2d(channels, out_channels, size, padding=size // 2, **kw)
+        def fixed(out_channels):
+            layer = operations.Linear(config.context_dim, out_channels, bias=False, dtype=dtype, device=device)
+            if layer.weight is not None:  # a host may create it when it loads a file
+                zero(layer)
+            return layer.requires_grad_(False)
 
-        def linear(out_channels):
-            return operations.Linear(context_dim, out_channels, bias=False, **kw)
+        self.autoencoder = Autoencoder(config.forward_warp, **kw).requires_grad_(False)
+        self.camera = fixed(6)  # the first two rows of M, (2, 3), in pixels per τ
+        self.colour_velocities = fixed(2 * len(COLOURS))  # right and down, in pixels per τ
+        self.choice = VelocityChoice(config, **kw)
 
-        self.features_in = conv(width + config.latent_channels, 2 * width, 3)
-        self.features_norm = operations.GroupNorm(config.norm_groups, 2 * width, **kw)
-        self.features_mid = conv(2 * width, 2 * width, 3)
-        self.upsample = nn.Sequential(
-            conv(2 * width, FEATURE_CHANNELS * (factor // 2) ** 2, 1), nn.PixelShuffle(factor // 2)
-        )
-        self.pixels_in = conv(FEATURE_CHANNELS + 12, MOTION_CHANNELS, 3)
-        self.pixels_norm = operations.GroupNorm(config.norm_groups, MOTION_CHANNELS, **kw)
-        self.head = nn.Sequential(
-            conv(MOTION_CHANNELS, MOTION_CHANNELS, 3), nn.SiLU(), conv(MOTION_CHANNELS, 4 * (REGIONS + 2), 1)
-        )
-        self.region_velocities = zero(linear(2 * (REGIONS + 3)))
-        self.colour_velocities = zero(linear(2 * len(COLOURS))).requires_grad_(False)
-        self.text_modulation = linear(2 * (2 * width + MOTION_CHANNELS))
-        self.refine = _Refinement(config, int(math.log2(factor)) - 1, operations=operations, **kw)
-
-    def encode(self, latents: Tensor, features: Tensor, pixels: Tensor | None = None) -> WarpInputs:
-        """Compute what is the same for all texts and times, once per clip.
-
-        From a picture's latents (clips, C, h, w) and AppearNet's last features (clips, C', h, w): its pixels
-        (clips, 3, H, W), which are decoded unless given, and features (clips, 2·C', h, w).
-        """
-        if pixels is None:
-            with torch.no_grad():
-                pixels = self.autoencoder.decode(latents).clamp(0, 1)
-        return pixels, self.features_in(torch.cat([features, latents], dim=1))
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """The pixels (clips, 3, H, W) of pictures, from their latents (clips, C, h, w)."""
+        return self.autoencoder.decode(latents).clamp(0, 1)
 
     @torch.no_grad()
     def forward(
-        self, inputs: WarpInputs, text: Tensor, times: Tensor, zoom: Tensor | None = None
+        self, pixels: Tensor, velocities: Tensor, text: Tensor, times: Tensor, zoom: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Warp clips: returns latents (b·t, C, h, w) and their visibility (b·t, 1, h, w), 0 to 1.
 
-        inputs: the result of `encode` for b clips, or for a divisor of b.
+        pixels: (clips, 3, H, W), of b clips or a divisor of b.
+        velocities: the result of `estimate`, (b, 2, H, W).
         text: (b, D), pooled.
         times: (t,) or (b, t), τ.
         zoom: (b,), the magnification of all frames.
         """
-        motion = self.estimate(inputs, text)
-        rendered, visibility = self.render(inputs[0], motion, text, times, zoom)
-        views = self._views(motion, text, times)
-        views = views if zoom is None else zoom.view(-1, 1, 1, 1) * views
-        rendered = show_uncovered(rendered, inputs[0], views)
-        rendered, visibility = (x.flatten(0, 1).to(inputs[1].dtype) for x in (rendered, visibility))
-        latents = self.autoencoder.encode(rendered.contiguous(memory_format=torch.channels_last))
-        return latents, F.avg_pool2d(visibility, self.autoencoder.config.factor)
-
-    def estimate(self, inputs: WarpInputs, text: Tensor) -> Tensor:
-        """Estimate the motion of each pixel, (b, 4, H, W): its velocity relative to the camera, right and down in
-        units per τ, and two logits, for how near it is and how suitable as background.
-
-        The layers work at half the picture's resolution, on blocks of 2×2 pixels.
-        """
-        pixels, features = inputs
-        h, fine = self.features_norm(features), F.pixel_unshuffle(pixels, 2).to(features.dtype)
-        h, fine = (x.repeat(len(text) // len(x), 1, 1, 1) for x in (h, fine))
-        text_in = text.to(h.dtype)
-        modulation = WEIGHT_SCALE * self.text_modulation(text_in)[..., None, None]
-        scale, shift, fine_scale, fine_shift = modulation.split([h.shape[1]] * 2 + [MOTION_CHANNELS] * 2, dim=1)
-        h = self.upsample(F.silu(self.features_mid(F.silu(h * (1 + scale) + shift))))
-        h = self.pixels_norm(self.pixels_in(torch.cat([h, fine], dim=1)))
-        h = self.refine(h * (1 + fine_scale) + fine_shift, text_in)
-        regions, logits = self.head(F.silu(h)).float().unflatten(1, (-1, 4)).split([REGIONS, 2], dim=1)
-        masks = torch.sigmoid(4 * regions - 2)  # (b, REGIONS, 4, H/2, W/2), with the pixels of a block in dimension 2
-        velocities = torch.einsum("bjshw,bji->bishw", masks, self._vectors_of(text)[:, :REGIONS])
-        return F.pixel_shuffle(torch.cat([velocities, logits], dim=1).flatten(1, 2), 2)
-
-    def render(
-        self, pixels: Tensor, motion: Tensor, text: Tensor, times: Tensor, zoom: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Render frames: pixels (b, t, 3, H, W) and their visibility (b, t, 1, H, W), 0 to 1.
-
-        pixels: (clips, 3, H, W); motion: the result of `estimate`, (b, 4, H, W); the rest as in `forward`.
-        """
-        motion = _dilate_moving(torch.cat([self._snap_velocities(motion[:, :2], text), motion[:, 2:]], dim=1))
-        velocities, nearness, background = motion.split([2, 1, 1], dim=1)
-        pixels = pixels.float().repeat(len(motion) // len(pixels), 1, 1, 1)
-        # Nearer pixels cover farther ones. The background fills the holes, at half the resolution.
-        weights = (4 * torch.tanh(nearness / 4)).exp(), torch.sigmoid(background)
-        front, back = (torch.cat([weight * pixels, weight], dim=1) for weight in weights)
-        places = self._trajectories(velocities, text, times)
-        if zoom is not None:
-            middle = self._pixel_grid(motion)[1]
-            places = middle + zoom.view(-1, 1, 1, 1, 1) * (places - middle)
-        return compose(splat_clip(front, places), splat_clip(downsample(back), (downsample(places) - 0.5) / 2))
+        views = self._views(text, times, zoom)
+        rendered, visibility = render(pixels, velocities, views, times)
+        rendered = show_uncovered(rendered, pixels, views).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        latents = self.autoencoder.encode(rendered.to(pixels.dtype))
+        return latents, F.avg_pool2d(visibility.flatten(0, 1).to(pixels.dtype), self.autoencoder.config.factor)
 
     @torch.no_grad()
-    def overscan(self, inputs: WarpInputs, text: Tensor, times: Tensor) -> Tensor:
-        """The least magnification (b,) at which frames at these times (t,) show nothing outside of the picture; 1 where
-        they show nothing without it. The arguments are those of `forward`.
+    def estimate(self, pixels: Tensor, text: Tensor) -> Tensor:
+        """The most probable velocity of each pixel relative to the camera, right and down in pixels per τ,
+        (b, 2, H, W). pixels and text as in `forward`."""
+        chosen = self.log_probabilities(pixels, text).argmax(dim=1).flatten(1)[:, None].expand(-1, 2, -1)
+        velocities = self.named_velocities(text).transpose(1, 2)
+        return velocities.gather(2, chosen).unflatten(2, pixels.shape[-2:])
+
+    def log_probabilities(self, pixels: Tensor, text: Tensor) -> Tensor:
+        """The logarithm of the probability of each of the named velocities in each pixel, (b, 1 + colours, H, W); that
+        of colours that do not move is (nearly) −∞."""
+        speeds = self.named_velocities(text)[:, 1:].norm(dim=2)
+        named = F.pad((speeds / MIN_VELOCITY).clamp(1e-20, 1), (1, 0), value=1.0)
+        return torch.log_softmax(self.choice(pixels, text).float() + named.log()[..., None, None], dim=1)
+
+    def named_velocities(self, text: Tensor) -> Tensor:
+        """0, and the velocity of the thing of each colour in the text, (b, 1 + colours, 2)."""
+        return F.pad(self.colour_velocities(text).float().unflatten(1, (-1, 2)), (0, 0, 1, 0))
+
+    def log_likelihood(self, pixels: Tensor, text: Tensor, velocities: Tensor) -> Tensor:
+        """The logarithm of the likelihood of the true velocities (b, 2, H, W), in pixels per τ, up to a constant, in
+        each pixel, (b, H, W): each of the named velocities stands for those around it."""
+        named = self.named_velocities(text)[..., None, None]
+        exponents = -(velocities[:, None] - named).square().sum(2) / (2 * SAME_VELOCITY**2)
+        return torch.logsumexp(self.log_probabilities(pixels, text) + exponents, dim=1)
+
+    @torch.no_grad()
+    def overscan(self, text: Tensor, times: Tensor, height: int, width: int) -> Tensor:
+        """The least magnification (b,) at which frames of height × width pixels at these times (t,) show nothing
+        outside the picture; 1 where they show nothing without it. text: (b, D), pooled.
 
         Raises MicroCinemaError where the camera leaves the picture, or nearly.
         """
-        zoom = least_zoom(self._views(self.estimate(inputs, text), text, times), *inputs[0].shape[-2:])
+        zoom = least_zoom(self._views(text, times, None), height, width)
         if not (zoom <= MAX_ZOOM).all():
             raise MicroCinemaError(
                 f"the camera goes too far for overscan, which would enlarge the picture more than {MAX_ZOOM} times: "
@@ -163,106 +120,84 @@ class ForwardWarp(nn.Module):
             )
         return zoom
 
-    def flow(self, motion: Tensor, text: Tensor) -> Tensor:
-        """The velocity of every pixel of the picture, with the camera's, (b, 2, H, W): right and down, in pixels per
-        τ."""
-        affine, (places, _) = self._camera(text), self._pixel_grid(motion)
-        camera = torch.einsum("bij,jhw->bihw", affine[:, :2, :2], places) + affine[:, :2, 2, None, None]
-        return self.unit * (motion[:, :2] + camera)
-
-    def _trajectories(self, velocities: Tensor, text: Tensor, times: Tensor) -> Tensor:
-        """The position of each pixel at each time, (b, t, 2, H, W): x and y in pixels, from velocities (b, 2, H, W)."""
-        places, middle = self._pixel_grid(velocities)
-        moves = self._camera_moves(text, times)
-        camera = torch.einsum("btij,jhw->btihw", moves[..., :2], places) + moves[..., 2, None, None]
-        return middle + self.unit * (camera + times[..., None, None, None] * velocities[:, None])
-
-    def _camera_moves(self, text: Tensor, times: Tensor) -> Tensor:
-        """exp(τM) of pooled texts at times as in `forward`, without its last row: (b, t, 2, 3), in units."""
-        return torch.linalg.matrix_exp(times[..., None, None] * self._camera(text)[:, None])[..., :2, :]
-
-    def _views(self, motion: Tensor, text: Tensor, times: Tensor) -> Tensor:
-        """Where the whole picture goes, affine maps (b, t, 2, 3) from the picture to the frame, both in pixels from the
-        centre. In camera moves the regions take part: most of a pan is the velocity that all pixels have in common, the
-        median of those of a motion (b, 4, H, W)."""
-        moves = self._camera_moves(text, times)
-        common = self._snap_velocities(motion[:, :2], text).flatten(2).median(dim=-1).values
-        offsets = self.unit * (moves[..., 2] + times[..., None] * common[:, None])
-        return torch.cat([moves[..., :2], offsets[..., None]], dim=-1)
-
-    def _vectors_of(self, text: Tensor) -> Tensor:
-        """Pooled texts (b, D) to vectors (b, REGIONS + 3, 2): the velocities of the regions, the columns of M."""
-        return WEIGHT_SCALE * self.region_velocities(text).float().unflatten(1, (-1, 2))
-
-    def _snap_velocities(self, velocities: Tensor, text: Tensor) -> Tensor:
-        """Replace velocities (b, 2, H, W) by the nearest velocity of a thing in the text, or by 0, since the text
-        determines them exactly. Velocities remain unchanged for a text without moving things."""
-        named = self.colour_velocities(text).float().unflatten(1, (-1, 2))
-        moving = (named.norm(dim=2) / MIN_VELOCITY).clamp(max=1)
-        weights, choices = F.pad(moving, (1, 0), value=1.0), F.pad(named, (0, 0, 1, 0))[..., None, None]  # 0 first
-        distance = (velocities[:, None] - choices).square().sum(2)
-        chosen = torch.softmax(weights.log()[..., None, None] - distance / (2 * VELOCITY_TOLERANCE**2), dim=1)
-        snapped = (chosen[:, :, None] * choices).sum(1)
-        return torch.lerp(velocities, snapped, moving.amax(dim=1).view(-1, 1, 1, 1))
-
-    def _camera(self, text: Tensor) -> Tensor:
-        """The camera's motion M of pooled texts, (b, 3, 3); its last row is zero."""
-        return F.pad(self._vectors_of(text)[:, REGIONS:].transpose(1, 2), (0, 0, 0, 1))
-
-    def _pixel_grid(self, motion: Tensor) -> tuple[Tensor, Tensor]:
-        """The positions (2, H, W) of the pixels of maps (…, H, W) from the picture's centre, in units, and the position
-        (2, 1, 1) of the centre, in pixels."""
-        y, x = (torch.arange(n, device=motion.device) - (n - 1) / 2 for n in motion.shape[-2:])
-        places = torch.stack(torch.meshgrid(x, y, indexing="xy"))
-        return places / self.unit, -places[:, :1, :1]
+    def _views(self, text: Tensor, times: Tensor, zoom: Tensor | None) -> Tensor:
+        """Where the camera takes the picture: affine maps (b, t, 2, 3) from the picture to the frame, both in pixels
+        from the centre, for pooled texts, times and magnifications as in `forward`."""
+        motion = F.pad(self.camera(text).float().unflatten(1, (2, 3)), (0, 0, 0, 1))
+        views = torch.linalg.matrix_exp(times[..., None, None] * motion[:, None])[..., :2, :]
+        return views if zoom is None else zoom.view(-1, 1, 1, 1) * views
 
 
-class _Refinement(nn.Module):
-    """A U-Net from half the picture's resolution down to that of the latents, modulated by the text at every level.
+def render(pixels: Tensor, velocities: Tensor, views: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+    """Render frames: pixels (b, t, 3, H, W) and their visibility (b, t, 1, H, W), 0 to 1.
 
-    It has a larger receptive field, to distinguish the thing in the text from similar ones. It starts as the identity.
+    pixels: (clips, 3, H, W), of b clips or a divisor of b.
+    velocities: (b, 2, H, W), relative to the camera, in pixels per τ.
+    views: affine maps (b, t, 2, 3) from the picture to the frame, both in pixels from the centre.
+    times: (t,) or (b, t), τ.
+    """
+    velocities, moving, hidden = _dilate_moving(velocities)
+    pixels = pixels.float().repeat(len(velocities) // len(pixels), 1, 1, 1)
+    y, x = (torch.arange(n, device=pixels.device) - (n - 1) / 2 for n in pixels.shape[-2:])
+    places = torch.stack(torch.meshgrid(x, y, indexing="xy"))
+    moved = places + times[..., None, None, None] * velocities[:, None]
+    moved = torch.einsum("btij,btjhw->btihw", views[..., :2], moved) + views[..., 2, None, None] - places[:, :1, :1]
+    # Moving pixels cover others. The others fill the holes, at half the resolution.
+    weights = 1 + (FRONT_WEIGHT - 1) * moving, 1 - (1 - HIDDEN_WEIGHT) * hidden
+    front, back = (torch.cat([weight * pixels, weight], dim=1) for weight in weights)
+    return compose(splat_clip(front, moved), splat_clip(downsample(back), (downsample(moved) - 0.5) / 2))
+
+
+def _dilate_moving(velocities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Dilate the moving regions of velocities (b, 2, H, W), because the autoencoder blurs a thing into pixels around it.
+    Also returns whether each pixel moves, and whether one beside it does, (b, 1, H, W), from 0 to 1."""
+    speed = velocities.norm(dim=1, keepdim=True)
+    speed, fastest = F.max_pool2d(speed, 3, stride=1, padding=1, return_indices=True)
+    velocities = velocities.flatten(2).gather(2, fastest.flatten(2).expand(-1, 2, -1)).view_as(velocities)
+    moving = (speed / MIN_VELOCITY).clamp(max=1)
+    return velocities, moving, F.max_pool2d(moving, 3, stride=1, padding=1)
+
+
+class VelocityChoice(nn.Module):
+    """A U-Net that tells where in a picture the things of a text are: pixels and a pooled text to the logits of the
+    velocities that the text names.
+
+    It works from half the picture's resolution down to that of the latents, modulated by the text at every level.
     """
 
-    def __init__(self, config: DemoNetworkConfig, levels: int, *, operations: Any = nn, **kw):
+    def __init__(self, config: DemoNetworkConfig, *, operations: Any = nn, **kw):
         super().__init__()
         parts = {"operations": operations, **kw}
-        widths = [MOTION_CHANNELS + CHANNELS_PER_LEVEL * level for level in range(levels + 1)]
+        assert config.forward_warp is not None
+        levels = int(math.log2(config.forward_warp.factor))
+        widths = [WIDTHS[min(level, len(WIDTHS) - 1)] for level in range(levels)]
 
-        def res(channels):
-            return ResBlock(channels, config.context_dim, channels, config.norm_groups, True, **parts)
+        def block(width):
+            return ResBlock(width, config.context_dim, width, config.norm_groups, True, **parts)
 
-        self.text_in = operations.Linear(config.context_dim, config.context_dim, **kw)
+        self.conv_in = operations.Conv2d(12, widths[0], 3, padding=1, **kw)
+        self.block_in = block(widths[0])
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for width, wider in pairwise(widths):
-            shrink = nn.Sequential(operations.Conv2d(width, wider, 3, stride=2, padding=1, **kw))
-            enlarge = zero(nn.Sequential(operations.Conv2d(wider, 4 * width, 1, **kw), nn.PixelShuffle(2)))
-            self.down.append(nn.ModuleList([shrink, res(wider)]))
-            self.up.insert(0, nn.ModuleList([enlarge, res(width)]))
-        lowest, _ = self.down[-1].children()
-        assert isinstance(lowest, nn.Sequential)
-        channels = widths[-1]
-        lowest.append(SpatialTransformer(channels, channels // CHANNELS_PER_LEVEL, config.norm_groups, **parts))
+            shrink = operations.Conv2d(width, wider, 3, stride=2, padding=1, **kw)
+            enlarge = nn.Sequential(operations.Conv2d(wider, 4 * width, 1, **kw), nn.PixelShuffle(2))
+            self.down.append(nn.ModuleList([shrink, block(wider)]))
+            self.up.insert(0, nn.ModuleList([enlarge, block(width)]))
+        heads = widths[-1] // HEAD_CHANNELS
+        self.attention = SpatialTransformer(widths[-1], heads, config.norm_groups, **parts)
+        self.block_mid = block(widths[-1])
+        self.norm_out = operations.GroupNorm(config.norm_groups, widths[0], **kw)
+        self.conv_out = operations.Conv2d(widths[0], 4 * (1 + len(COLOURS)), 3, padding=1, **kw)
 
-    def forward(self, h: Tensor, text: Tensor) -> Tensor:
-        """h (b, MOTION_CHANNELS, H/2, W/2) and pooled texts (b, D) to the shape of h."""
-        text_in, skips = self.text_in(text), []
-        for level in self.down:
-            shrink, block = level.children()
+    def forward(self, pixels: Tensor, text: Tensor) -> Tensor:
+        """pixels (clips, 3, H, W), of b clips or a divisor of b, and pooled texts (b, D) to (b, 1 + colours, H, W)."""
+        emb, skips = text.to(pixels.dtype), []
+        h = self.conv_in(F.pixel_unshuffle(2 * pixels - 1, 2))
+        h = self.block_in(h.repeat(len(text) // len(h), 1, 1, 1), emb)
+        for shrink, block in (level.children() for level in self.down):
             skips.append(h)
-            h = block(shrink(h), text_in)
-        for level in self.up:
-            enlarge, block = level.children()
-            h = block(skips.pop() + enlarge(h), text_in)
-        return h
-
-
-def _dilate_moving(motion: Tensor) -> Tensor:
-    """Dilate the moving regions of a motion (b, 4, H, W), because the autoencoder blurs a thing into the pixels around
-    it: these get the thing's velocity and nearness, and do not fill the hole that it leaves."""
-    velocities, nearness, background = motion.split([2, 1, 1], dim=1)
-    speed = velocities.norm(dim=1, keepdim=True)
-    moving = (speed / MIN_VELOCITY).clamp(max=1)
-    _, fastest = F.max_pool2d(speed, 3, stride=1, padding=1, return_indices=True)
-    velocities = velocities.flatten(2).gather(2, fastest.flatten(2).expand(-1, 2, -1)).view_as(velocities)
-    background = background - BACKGROUND_LOGIT * F.max_pool2d(moving, 5, stride=1, padding=2)
-    return torch.cat([velocities, nearness + FRONT_LOGIT * moving, background], dim=1)
+            h = block(shrink(h), emb)
+        h = self.block_mid(self.attention(h), emb)
+        for enlarge, block in (level.children() for level in self.up):
+            h = block(skips.pop() + enlarge(h), emb)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), 2)

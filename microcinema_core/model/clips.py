@@ -19,14 +19,12 @@ class Condition:
     planes: (clips, k, C, h, w), the condition's part of the first convolution's output.
     modulations: for each ResBlock, in the order of execution, scale = 1 + γ(f) and shift = β(f), each
         (clips, k, C, h, w).
-    features: (clips, k, C, h, w), the features of AppearNet's last ResBlock, for subclasses of the network.
     pixels: (clips, k, 3, H, W), the pictures themselves, where they were given.
     """
 
     latents: Tensor
     planes: Tensor
     modulations: list[tuple[Tensor, Tensor]]
-    features: Tensor
     pixels: Tensor | None = None
 
     @property

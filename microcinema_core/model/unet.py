@@ -85,7 +85,7 @@ class MicroCinemaUNet(SpatialUNet):
             gamma, beta = injection(feature).unflatten(0, (clips, k)).chunk(2, dim=2)
             modulations.append((1 + gamma, beta))
         planes = self.condition_in(pictures).unflatten(0, (clips, k))
-        return Condition(latents, planes, modulations, features[-1].unflatten(0, (clips, k)), pixels)
+        return Condition(latents, planes, modulations, pixels)
 
     def forward(
         self,
