@@ -8,30 +8,13 @@ from typing import Annotated, ClassVar
 from pydantic import StrictBool
 
 from ..config import AUTOENCODER, NETWORK, AutoencoderConfig, ModelConfig, NetworkConfig, T, TextConfig
+from ..errors import MicroCinemaError
 from ..validated import Range, validated
 
 LatentSize = Annotated[float, Range(0, 1000, "in latents", 0.2, above=True)]
 # The autoencoders of the warps equal the file's own, which is stored only once.
 WARP_AUTOENCODERS = {name: f"{NETWORK}{name}.autoencoder." for name in ("forward_warp", "flow_warp")}
 FLOW_PARAMETERS = 10**6  # of a flow network, at least
-# Names of modules in files of release 0.1 → current names.
-RENAMED = {
-    "motion_first.": "motion_linear.",
-    "motion_second.": "motion_quadratic.",
-    "expected_in.": "prediction_in.",
-    "forward_warp.read_features.": "forward_warp.features_in.",
-    "forward_warp.norm.": "forward_warp.features_norm.",
-    "forward_warp.read_further.": "forward_warp.features_mid.",
-    "forward_warp.enlarge.": "forward_warp.upsample.",
-    "forward_warp.read_pixels.": "forward_warp.pixels_in.",
-    "forward_warp.norm_pixels.": "forward_warp.pixels_norm.",
-    "forward_warp.points.": "forward_warp.head.",
-    "forward_warp.velocities.": "forward_warp.region_velocities.",
-    "forward_warp.named.": "forward_warp.colour_velocities.",
-    "forward_warp.looked_for.": "forward_warp.text_modulation.",
-    "forward_warp.look_again.meant.": "forward_warp.refine.text_in.",
-    "forward_warp.look_again.": "forward_warp.refine.",
-}
 
 
 @validated
@@ -121,9 +104,15 @@ class DemoModelConfig(ModelConfig):
         return self.network.forward_warp is not None
 
     def from_file(self, tensors: dict[str, T]) -> dict[str, T]:
-        """Rename the tensors of a file to the current names, and add those of the warp's autoencoder, which are the
-        model's own."""
-        tensors = {_renamed(key): value for key, value in tensors.items()}
+        """Add the tensors of the warp's autoencoder, which are the model's own.
+
+        Raises MicroCinemaError for a forward warp of an earlier release.
+        """
+        if f"{NETWORK}forward_warp.points.0.weight" in tensors:
+            raise MicroCinemaError(
+                "models with a forward warp of a release before 0.2 cannot be read: take this release's demo-base, or "
+                "train it again with configs/demo-base.toml"
+            )
         if not (prefix := self._warp_autoencoder):
             return tensors
         autoencoder = {key: value for key, value in tensors.items() if key.startswith(AUTOENCODER)}
@@ -135,15 +124,6 @@ class DemoModelConfig(ModelConfig):
         if not prefix or not any(key.startswith(AUTOENCODER) for key in tensors):
             return tensors
         return {key: value for key, value in tensors.items() if not key.startswith(prefix)}
-
-
-def _renamed(key: str) -> str:
-    """The current key for a key of a file of release 0.1."""
-    name = key.removeprefix(NETWORK)
-    for old, new in RENAMED.items():
-        if key.startswith(NETWORK) and name.startswith(old):
-            return NETWORK + new + name.removeprefix(old)
-    return key
 
 
 _AUTOENCODER = AutoencoderConfig(

@@ -49,14 +49,14 @@ def random_caption(rng: np.random.Generator) -> tuple[str, np.ndarray]:
         motion, thing, speed = str(rng.choice((*DIRECTIONS, "still"))), rng.integers(len(THINGS)), _random_speed(rng)
         clauses.append(thing_caption(tuple(COLOURS)[colour], THINGS[thing], motion, speed, int(rng.integers(6))))
         if motion != "still":
-            axis, velocity = _velocity(motion, speed)
+            axis, velocity = axis_velocity(motion, speed)
             meaning[VELOCITIES.start + 2 * colour + axis] = velocity
             meaning[COLOURS_AT + colour] = meaning[THINGS_AT + thing] = 1
     if camera:
         motion, speed = str(rng.choice(MOTIONS)), _random_speed(rng)
         clauses.append(camera_caption(motion, speed, int(rng.integers(6))))
         if motion != "still":
-            axis, meaning[axis] = _velocity(motion, speed)
+            axis, meaning[axis] = axis_velocity(motion, speed)
     return " and ".join(clauses), meaning
 
 
@@ -64,7 +64,7 @@ def _random_speed(rng: np.random.Generator) -> str:
     return str(rng.choice(SPEEDS))
 
 
-def _velocity(motion: str, speed: str) -> tuple[int, float]:
+def axis_velocity(motion: str, speed: str) -> tuple[int, float]:
     """The axis of a motion in a meaning, and its signed speed relative to the one without an adverb."""
     axis, sign = _AXES[motion]
     if axis == 2:

@@ -149,7 +149,7 @@ def render(pixels: Tensor, velocities: Tensor, views: Tensor, times: Tensor) -> 
 
 
 def _dilate_moving(velocities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Dilate the moving regions of velocities (b, 2, H, W), because the autoencoder blurs a thing into pixels around it.
+    """Dilate the moving regions of velocities (b, 2, H, W), as the autoencoder blurs things into what is around them.
     Also returns whether each pixel moves, and whether one beside it does, (b, 1, H, W), from 0 to 1."""
     speed = velocities.norm(dim=1, keepdim=True)
     speed, fastest = F.max_pool2d(speed, 3, stride=1, padding=1, return_indices=True)
@@ -193,7 +193,7 @@ class VelocityChoice(nn.Module):
         """pixels (clips, 3, H, W), of b clips or a divisor of b, and pooled texts (b, D) to (b, 1 + colours, H, W)."""
         emb, skips = text.to(pixels.dtype), []
         h = self.conv_in(F.pixel_unshuffle(2 * pixels - 1, 2))
-        h = self.block_in(h.repeat(len(text) // len(h), 1, 1, 1), emb)
+        h = self.block_in(torch.cat([h] * (len(text) // len(h))), emb)  # keeps channels_last, unlike `repeat`
         for shrink, block in (level.children() for level in self.down):
             skips.append(h)
             h = block(shrink(h), emb)

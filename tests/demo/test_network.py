@@ -14,7 +14,6 @@ from microcinema_core.config import BASE, LAMBDA
 from microcinema_core.demo.config import DEMO_BASE
 from microcinema_core.demo.flow_unet import FlowUNet
 from microcinema_core.demo.network import DemoUNet, Prediction, WarpUNet, pooled
-from microcinema_core.demo.warp import REGIONS
 from microcinema_core.diffusion import NoiseSchedule
 from microcinema_core.model import MicroCinemaUNet, build
 from microcinema_core.model.clips import Clips, over_frames
@@ -127,17 +126,17 @@ def test_motion_is_as_large_as_the_noisy_clip_shows():
     torch.manual_seed(0)
     net = build(replace(VARIANTS["warp"], residual_std=0.01, amplitude_std=0.2))
     with torch.no_grad():
-        net.forward_warp.region_velocities.weight[2 * (REGIONS + 2)] = 0.2  # 3 pixels to the right, for the text below
+        net.forward_warp.camera.weight[2] = 1.28  # 3 pixels to the right, for the text below
         latents, text, times = torch.randn(1, 1, 4, 8, 8), torch.full((1, 12), 0.2), torch.linspace(-1, 1, 5)
         condition = net.encode_condition(latents, lambda_=LAMBDA)
-        warp_inputs = condition.warp_inputs
-        static = net.forward_warp(warp_inputs, text, 0 * times)[0]  # z^c, as this untrained autoencoder has it
+        still = condition.picture, torch.zeros(1, 2, *condition.picture.shape[-2:])
+        static = net.forward_warp(*still, text, 0 * times)[0]  # z^c, as this untrained autoencoder has it
         used = []
-        net.forward_warp.register_forward_pre_hook(lambda _, args: used.append(args[2].max().item()))
+        net.forward_warp.register_forward_pre_hook(lambda _, args: used.append(args[3].max().item()))
 
         def amplitude(shown, gamma, timestep, text=text):
             alpha, sigma = NoiseSchedule().vp(torch.tensor(timestep))
-            clip = net.forward_warp(warp_inputs, text, times * shown)[0] if shown else 0
+            clip = net.forward_warp(*still, text, times * shown)[0] if shown else 0
             noise = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(1)) + (LAMBDA + gamma) * static
             batch = batch_of(alpha * clip + sigma * noise, torch.tensor([timestep]), condition)
             net._warp(batch, static, text, times, None)
@@ -163,10 +162,12 @@ def test_every_parameter_learns(config):
     out = net(x, timesteps, context, condition=condition, num_video_frames=5)
     assert out.shape == x.shape
     loss = out.square().mean()
-    if config.forward_warp:  # its paths learn from where pixels go
-        warp, text, pixels = net.forward_warp, pooled(context)[:, 0], torch.rand(2, 3, 32, 32)
-        motion = warp.estimate(warp.encode(latents[:, 0], condition.features[:, 0], pixels), text)
-        loss = loss + warp.render(pixels, motion, text, net.tau(torch.arange(5) - 2))[0].mean()
+    if config.forward_warp:  # it learns from where pixels go
+        velocities = net.forward_warp.named_velocities(pooled(context)[:, 0])[:, 1, :, None, None].expand(
+            -1, -1, 32, 32
+        )
+        pixels = torch.rand(2, 3, 32, 32)
+        loss = loss - net.forward_warp.log_likelihood(pixels, pooled(context)[:, 0], velocities).mean()
     if config.flow_warp:  # the flow network learns from frames
         frame = net.flow_warp.between(torch.rand(2, 2, 3, 64, 64), [0.25])[0].frame
         loss = loss + frame.square().mean() + net.flow_warp.residual(latents.flatten(0, 1)).square().mean()

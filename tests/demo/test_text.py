@@ -8,10 +8,10 @@ import torch
 from towers import assert_tower_is_that_of_transformers
 
 from microcinema_core.checkpoint import load_model, resolve
-from microcinema_core.demo.captions import COLOURS, all_words, random_caption, reverse
+from microcinema_core.demo.captions import COLOURS, all_words, reverse
 from microcinema_core.demo.config import DEMO_BASE
 from microcinema_core.demo.network import pooled
-from microcinema_core.demo.text import train_text
+from microcinema_core.demo.text import COLOURS_AT, VELOCITIES, random_caption, train_text
 from microcinema_core.model.text import TextEncoder, WordTokens, word_tokenizer
 
 
@@ -49,13 +49,16 @@ def test_captions_mean_what_they_say():
     faster = said["the camera pans left quickly"]
     assert faster[0] < said["the camera pans left"][0] < 0 and not faster[1:].any()
     pairs = [(meaning, said[reverse(caption)]) for caption, meaning in said.items() if reverse(caption) in said]
-    velocities = 6 + 2 * len(COLOURS)  # the rest says what moves, which is the same backwards
     assert len(pairs) > 300
     for meaning, backwards in pairs:
-        assert np.array_equal(-meaning[:velocities], backwards[:velocities])
-        assert np.array_equal(meaning[velocities:], backwards[velocities:])
+        assert np.array_equal(-meaning[:COLOURS_AT], backwards[:COLOURS_AT])
+        assert np.array_equal(meaning[COLOURS_AT:], backwards[COLOURS_AT:])  # what moves, which is the same backwards
+    red = VELOCITIES.start + 2 * list(COLOURS).index("red")
     two = next(c for c in said if c.startswith("a red ") and " moves left" in c.split(" and ")[0] and " and " in c)
-    assert said[two][6] < 0, two
+    assert said[two][red] < 0, two
+    both = [meaning for caption, meaning in said.items() if " and " in caption and "zoom" in caption]
+    assert len(both) > 50 and all(meaning[2] for meaning in both)
+    assert sum(meaning[VELOCITIES].any() for meaning in both) > 0.6 * len(both)
 
 
 def test_the_tower_learns_to_distinguish_directions(text_config):
