@@ -189,6 +189,8 @@ class _Batches:
         pictures, flow = (
             torch.stack([shards[shard][row] for shard, row in places]) for shards in (data.pictures, data.flow)
         )
+        if torch.rand((), generator=generator) < 0.5:  # mirrored, each pixel still goes where the text says
+            pictures, flow = pictures.flip(-1), flow.flip(-1)
         return WarpBatch(pictures, tokenize(self.model, [data.picture_captions[row] for row in rows]), flow)
 
     def _clip_batch(self, step: int, generator: torch.Generator) -> ClipBatch:
