@@ -67,11 +67,10 @@ def test_a_clip_has_each_picture_splatted_at_every_time():
         assert torch.equal(frames[:, time], splat(values, places[:, time]))
 
 
-def test_splat_loses_what_leaves_the_picture_and_has_gradients():
-    values = torch.rand(1, 1, HEIGHT, WIDTH, dtype=torch.float64).requires_grad_()
-    places = (grid().double() + torch.rand(1, 2, HEIGHT, WIDTH, dtype=torch.float64) * 8 - 4).requires_grad_()
+def test_splat_loses_what_leaves_the_picture():
+    values, places = torch.rand(1, 1, HEIGHT, WIDTH), grid() + 8 * torch.rand(1, 2, HEIGHT, WIDTH) - 4
     assert splat(values, places + WIDTH).sum() == 0
-    assert torch.autograd.gradcheck(lambda v, p: splat(v, p)[..., :4, :4], (values, places))
+    assert 0 < splat(values, places).sum() < values.sum()
 
 
 # What the text says
