@@ -202,9 +202,10 @@ class WarpUNet(DemoUNet):
         (t,), magnified by `zoom` (b,).
 
         With `amplitude_std` = s, the motion is the one predicted from the text, times an amplitude a ~ N(1, s²) that is
-        estimated from the noisy clip; it is 1 in training, where clips move exactly as their text says. With z̄(a) ≈ z̄ + (a − 1)·D, the posterior mean of a − 1 is that of a linear
-        regression of z_t − √ᾱ·z̄ − √(1−ᾱ)·λ·z^c on √ᾱ·D. Sampling with γ > 0 adds more of z^c to the noise, which has
-        the effect of a smaller amplitude.
+        estimated from the noisy clip (1 in training, where clips move exactly as their text says). With
+        z̄(a) ≈ z̄ + (a − 1)·D, the posterior mean of a − 1 is that of a linear regression of
+        z_t − √ᾱ·z̄ − √(1−ᾱ)·λ·z^c on √ᾱ·D. Sampling with γ > 0 adds more of z^c to the noise, which has the effect of a
+        smaller amplitude.
         """
         x, condition, std = batch.x, batch.condition, self.config.amplitude_std
         assert isinstance(condition, WarpCondition) and condition.picture is not None

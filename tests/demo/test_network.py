@@ -124,7 +124,7 @@ def test_untrained_residual_network_predicts_a_static_clip():
 def test_motion_is_as_large_as_the_noisy_clip_shows():
     """And smaller where the noise itself looks more like the condition."""
     torch.manual_seed(0)
-    net = build(replace(VARIANTS["warp"], residual_std=0.01, amplitude_std=0.2))
+    net = build(replace(VARIANTS["warp"], residual_std=0.01, amplitude_std=0.2)).eval()
     with torch.no_grad():
         net.forward_warp.camera.weight[2] = 1.28  # 3 pixels to the right, for the text below
         latents, text, times = torch.randn(1, 1, 4, 8, 8), torch.full((1, 12), 0.2), torch.linspace(-1, 1, 5)
@@ -149,6 +149,8 @@ def test_motion_is_as_large_as_the_noisy_clip_shows():
         condition.lambda_ = LAMBDA
         assert motions[0] > motions[1] > motions[2]
         assert amplitude(1.1, 0, 0, 0 * text) == 1
+        net.train()
+        assert amplitude(1.1, 0, 0) == 1  # where clips move as their text says
 
 
 # As in the paper's network
