@@ -11,6 +11,7 @@ from microcinema_core.checkpoint import load_model, resolve
 from microcinema_core.demo.captions import COLOURS, all_words, reverse
 from microcinema_core.demo.config import DEMO_BASE
 from microcinema_core.demo.network import pooled
+from microcinema_core.demo.scenes import SPEED_PIXELS
 from microcinema_core.demo.text import COLOURS_AT, VELOCITIES, random_caption, train_text
 from microcinema_core.model.text import TextEncoder, WordTokens, word_tokenizer
 
@@ -72,3 +73,16 @@ def test_the_tower_learns_to_distinguish_directions(text_config):
 
 def test_the_bundled_models_tower_is_that_of_transformers():
     assert_tower_is_that_of_transformers(load_model(resolve("demo-base")).text)
+
+
+def test_the_bundled_model_reads_velocities():
+    model, rng = load_model(resolve("demo-base")), np.random.default_rng(1)
+    captions, meanings = zip(*(random_caption(rng) for _ in range(256)), strict=True)
+    with torch.no_grad():
+        text = pooled(model.text.encode(list(captions)))[:, 0]
+        named, camera = model.network.forward_warp.named_velocities(text), model.network.forward_warp.camera(text)
+    expected = torch.from_numpy(np.stack(meanings))
+    pixels = 4 * SPEED_PIXELS[""]  # to the end of nine frames
+    errors = named[:, 1:].flatten(1) / pixels - expected[:, VELOCITIES]
+    assert errors.square().mean().sqrt() < 0.02 and errors.abs().max() < 0.3
+    torch.testing.assert_close(camera[:, [2, 5]] / -pixels, expected[:, :2], rtol=0, atol=0.1)
