@@ -204,12 +204,12 @@ def test_the_stock_sampler_is_close(server):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-2)
 
 
-@pytest.mark.parametrize("weights", ["bf16", "fp8_e4m3fn"])
-def test_weights_of_less_precision_give_nearly_the_same(server, weights):
+@pytest.mark.parametrize(("weights", "limit"), [("bf16", 0.01), ("fp8_e4m3fn", 0.04)])  # fp8 rounds by up to 6 %
+def test_weights_of_less_precision_give_nearly_the_same(server, weights, limit):
     found = latents(server, graph(loader__weight_dtype=weights), ["sampler", 0])
     expected = latents(server, graph(), ["sampler", 0])
     assert found.isfinite().all()
-    assert (found - expected).square().mean() < 0.02 * expected.square().mean()
+    assert (found - expected).square().mean() < limit * expected.square().mean()
 
 
 @pytest.mark.parametrize("kind", ["mp4 (h264)", "webm (vp9)", "webp (animated)", "gif", "png sequence"])
