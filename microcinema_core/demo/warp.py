@@ -51,7 +51,9 @@ class ForwardWarp(nn.Module):
                 zero(layer)
             return layer.requires_grad_(False)
 
-        self.autoencoder = Autoencoder(config.forward_warp, **kw).requires_grad_(False)
+        # Rounded to fp8, its few weights would change a clip more than all others together.
+        precise = torch.float16 if dtype is not None and dtype.itemsize == 1 else dtype
+        self.autoencoder = Autoencoder(config.forward_warp, **kw | {"dtype": precise}).requires_grad_(False)
         self.camera = fixed(6)  # the first two rows of M, (2, 3), in pixels per τ
         self.colour_velocities = fixed(2 * len(COLOURS))  # right and down, in pixels per τ
         self.choice = VelocityChoice(config, **kw)
