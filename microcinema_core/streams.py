@@ -269,7 +269,8 @@ def _read_packets(path: Path) -> _Packets:
                     times.append(count / average if time is None else time * packet.time_base)
             if time is not None:
                 end = max(end, float((time + (packet.duration or 0)) * packet.time_base))
-    truncated = incomplete or count < declared or bool(length and length - end > max(0.1, 2 / average))
+    shown = max(count, round(max(times, default=0) * average) + 1)  # frames that AVI drops have no packets
+    truncated = incomplete or shown < declared or bool(length and length - end > max(0.1, 2 / average))
     return _Packets(count, sorted(times), average, tracks, truncated)
 
 

@@ -254,20 +254,20 @@ def test_a_damaged_video_says_where(tmp_path, suffix):
 # --- videos of others ---
 
 
-def write_jpegs(path, pictures, times):
-    """A video of any frames (h, w, 3) at any times, in milliseconds."""
+def write_jpegs(path, pictures, times, rate=1000):
+    """A video of any frames (h, w, 3) at any times, by default in milliseconds."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mjpeg", rate=1000)
+        stream = container.add_stream("mjpeg", rate=rate)
         stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], "yuvj420p"
-        stream.time_base = Fraction(1, 1000)
+        stream.time_base = Fraction(1, rate)
         for picture, time in zip(pictures, times, strict=True):
             encoder = av.CodecContext.create("mjpeg", "w")
             encoder.height, encoder.width, encoder.pix_fmt = *picture.shape[:2], "yuvj420p"
-            encoder.time_base = Fraction(1, 1000)
+            encoder.time_base = Fraction(1, rate)
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuvj420p")
-            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            frame.pts, frame.time_base = time, Fraction(1, rate)
             for packet in [*encoder.encode(frame), *encoder.encode(None)]:
-                packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 1000), time, time
+                packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, rate), time, time
                 container.mux(packet)
 
 
@@ -287,6 +287,14 @@ def test_a_variable_rate_keeps_its_time_and_says_so(tmp_path):
     assert opened.fps == 10 and opened.count == 8
     [note] = opened.notes
     assert "different times" in note and "10 frames per second" in note
+
+
+def test_frames_that_an_avi_drops_are_those_before(tmp_path):
+    """An AVI counts them in its header, but has no data for them: it is not cut off."""
+    path = tmp_path / "a.avi"
+    write_jpegs(path, [grey(40 * index) for index in range(4)], [0, 1, 4, 5], rate=10)
+    opened = video.open_video(path)
+    assert shades(opened.frames) == [0, 1, 1, 1, 2, 3] and opened.fps == 10
 
 
 def test_rounded_times_are_no_variable_rate(tmp_path):
