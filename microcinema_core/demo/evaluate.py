@@ -26,8 +26,9 @@ from ..metrics.motion import Motion, camera_motion, thing_masks, thing_motion
 from ..metrics.quality import background_consistency, camera_consistency, colour_drift, iou, psnr, ssim
 from .captions import SPEEDS, all_words
 from .evaluate_photographs import measure_photographs, measure_uncovered
+from .film import draw_film
 from .measuring import minimum_magnitude, progress, round_trip, run, true_magnitude
-from .moved_photographs import Photographs, draw_scene
+from .moved_photographs import Photographs
 from .report import floors, machine, rounded, table, write_sheets
 from .scenes import Clip, draw_clip
 
@@ -328,9 +329,8 @@ def drawn_clips(seed: int, pipeline: Pipeline) -> Iterator[tuple[str, Tensor]]:
 def moved_clips(folder: Path, seed: int) -> Iterator[tuple[str, Tensor]]:
     """Scenes of moved photographs from `seed` on, whose photographs are not those of the training."""
     photographs = Photographs([folder], held_out=None, min_side=1)
-    times = [index / (INTERPOLATION_FRAMES - 1) for index in range(INTERPOLATION_FRAMES)]
     for number in itertools.count(seed):
-        yield f"moved {number}", draw_scene(photographs, number, times, MOVED_SIDE)[0]
+        yield f"moved {number}", draw_film(photographs, number, MOVED_SIDE)[0]
 
 
 # --- helpers ---

@@ -13,18 +13,18 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor
 
 from ..files import make_folder, whole_file
-from .moved_photographs import DRAWING, Photographs, draw_scene
+from .film import FRAMES, draw_film
+from .moved_photographs import DRAWING, Photographs
 from .shards import draw_all
 
 SCENES_PER_SHARD = 200
 SIDE = 224  # of a scene, in pixels; crops of it are trained on
-TIMES = (1 / 4, 1 / 4, 1 / 2)  # of the frame between the ends of one scene after another; 3/4 is 1/4 backwards
 HELD_OUT_SEED = 2**40  # scenes of the pictures held out have seeds from here on
 
 
 def shard_path(folder: Path, photographs: Photographs, index: int) -> Path:
     """The path of shard `index` of scenes with these pictures."""
-    parameters = [DRAWING, SCENES_PER_SHARD, SIDE, TIMES, photographs.identity]
+    parameters = [DRAWING, SCENES_PER_SHARD, SIDE, photographs.identity]
     digest = hashlib.sha256(json.dumps(parameters).encode()).hexdigest()[:8]
     return folder / f"moved-{SIDE}px-{digest}-{index:04d}.safetensors"
 
@@ -32,21 +32,19 @@ def shard_path(folder: Path, photographs: Photographs, index: int) -> Path:
 def draw_shard(folder: Path, pictures: Sequence[Path], index: int, held_out: bool) -> Path:
     """Draw shard `index` with the pictures of these folders unless its file exists, and return its path.
 
-    The file contains the `frames` (n, 3, 3, SIDE, SIDE) in uint8, the first, the one between and the last, and for the
-    one between the `velocity` (n, 2, SIDE, SIDE) in float16 and the `times` (n,).
+    The file contains the `frames` (n, FRAMES, 3, SIDE, SIDE) in uint8, and for those between the end frames the
+    `velocity` (n, FRAMES − 2, 2, SIDE, SIDE) in float16.
     """
     photographs = Photographs(pictures, held_out=held_out)
     path = shard_path(folder, photographs, index)
     if path.exists():
         return path
-    frames, velocities, times = [], [], []
+    frames, velocities = [], []
     for row in range(index * SCENES_PER_SHARD, (index + 1) * SCENES_PER_SHARD):
-        time = TIMES[row % len(TIMES)]
-        scene, velocity = draw_scene(photographs, row + HELD_OUT_SEED * held_out, (0, time, 1), SIDE)
+        scene, velocity = draw_film(photographs, row + HELD_OUT_SEED * held_out, SIDE)
         frames.append((scene * 255).round().to(torch.uint8))
-        velocities.append(velocity[1].half())
-        times.append(time)
-    tensors = {"frames": torch.stack(frames), "velocity": torch.stack(velocities), "times": torch.tensor(times)}
+        velocities.append(velocity[1:-1].half())
+    tensors = {"frames": torch.stack(frames), "velocity": torch.stack(velocities)}
     with whole_file(path) as part:
         save_file(tensors, part)
     return path
@@ -70,14 +68,16 @@ class MovedScenes:
     def __init__(self, paths: Sequence[Path]):
         self.files = [safe_open(path, "pt") for path in paths]
         self.identity = paths[0].stem if paths else ""  # of the way in which they were drawn
-        self.rows: dict[float, list[tuple[int, int]]] = {}
-        for number, file in enumerate(self.files):
-            for row, time in enumerate(file.get_tensor("times").tolist()):
-                self.rows.setdefault(time, []).append((number, row))
+        self.rows = [
+            (number, row)
+            for number, file in enumerate(self.files)
+            for row in range(file.get_slice("frames").get_shape()[0])
+        ]
 
-    def batch(self, time: float, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Scenes of `time`: frames (b, 3, 3, SIDE, SIDE) in [0, 1] and velocities (b, 2, SIDE, SIDE) in pixels."""
-        places = [self.rows[time][index] for index in indices]
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Scenes: frames (b, FRAMES, 3, SIDE, SIDE) in [0, 1], and velocities (b, FRAMES − 2, 2, SIDE, SIDE) in pixels
+        of those between the end frames."""
+        places = [self.rows[index] for index in indices]
         frames, velocity = (
             torch.cat([self.files[number].get_slice(name)[row : row + 1] for number, row in places])
             for name in ("frames", "velocity")
@@ -85,7 +85,8 @@ class MovedScenes:
         return frames.float() / 255, velocity.float()
 
     def sample(self, generator: Generator, count: int, crop: int) -> tuple[float, Tensor, Tensor]:
-        """A random batch: the time between the ends, frames (b, 3, 3, crop, crop) and velocities (b, 2, crop, crop).
+        """A random batch: a time between the ends, frames (b, 3, 3, crop, crop), the first, that of this time and the
+        last, and its velocities (b, 2, crop, crop).
 
         Scenes are cropped, mirrored, transposed, reversed in time and get their colour channels in another order.
         """
@@ -93,10 +94,10 @@ class MovedScenes:
         def integer(high: int) -> int:
             return int(torch.randint(high, (), generator=generator))
 
-        times = sorted(self.rows)
-        time = times[integer(len(times))] if integer(3) else times[0]
-        indices = torch.randint(len(self.rows[time]), (count,), generator=generator).tolist()
-        frames, velocity = self.batch(time, indices)
+        between = 1 + integer(FRAMES - 2)
+        time = between / (FRAMES - 1)
+        frames, velocity = self.batch(torch.randint(len(self.rows), (count,), generator=generator).tolist())
+        frames, velocity = frames[:, [0, between, -1]], velocity[:, between - 1]
         reverse = bool(integer(2))
         crops = []
         for clip, flow in zip(frames, velocity, strict=True):

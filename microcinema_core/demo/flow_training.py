@@ -23,6 +23,9 @@ SPEEDS = (0, 2, 8, 20, 1000)  # pixels between the end frames: the log has the f
 CROP = 144  # pixels, the side of the training crops
 FLOW_WEIGHT = 0.004  # of the end-point error in pixels, at each level, relative to the error of colours from 0 to 1
 LEVEL_WEIGHT = 0.2  # of the blended pictures at each level, relative to the frame
+# Of frames at full resolution the logarithm of the error counts, as in PSNR: what is gained where little moves counts
+# like what is gained where much does. Errors far below SMALL_ERROR do not, and one of USUAL_ERROR is weighted by 1.
+SMALL_ERROR, USUAL_ERROR = 0.005, 0.015
 
 
 def losses(network: FlowNetwork, frames: Tensor, velocity: Tensor, time: float) -> tuple[Tensor, dict[str, float]]:
@@ -35,13 +38,12 @@ def losses(network: FlowNetwork, frames: Tensor, velocity: Tensor, time: float) 
     flow_loss = (_length(first + time * velocity) + _length(last - (1 - time) * velocity)).mean()
     warped = result.warped.chunk(2, 1)
     blended = torch.lerp(warped[1], warped[0], result.mask)  # without the residual
-    frame_loss = charbonnier(result.frame - target)
-    loss = frame_loss + LEVEL_WEIGHT * charbonnier(blended - target)
+    loss = _logarithm(result.frame - target) + LEVEL_WEIGHT * _logarithm(blended - target)
     for estimate in result.estimates:
         velocity_loss, picture_loss = _level_losses(estimate, pictures, target, velocity, time)
         flow_loss, loss = flow_loss + velocity_loss, loss + LEVEL_WEIGHT * picture_loss
     details = errors_by_speed(result.estimates[-1].velocity.detach(), velocity)
-    return loss + FLOW_WEIGHT * flow_loss, details | {"frame": frame_loss.item()}
+    return loss + FLOW_WEIGHT * flow_loss, details | {"frame": charbonnier(result.frame - target).item()}
 
 
 def _level_losses(
@@ -58,6 +60,12 @@ def _level_losses(
 def charbonnier(difference: Tensor) -> Tensor:
     """The mean of √(x² + 0.001²), a smooth absolute value."""
     return (difference.square() + 1e-6).sqrt().mean()
+
+
+def _logarithm(difference: Tensor) -> Tensor:
+    """The loss of differences (b, 3, H, W) of frames, whose gradient is that of `charbonnier` where the error is usual."""
+    error = torch.stack([charbonnier(frame) for frame in difference])
+    return (SMALL_ERROR + USUAL_ERROR) * (SMALL_ERROR + error).log().mean()
 
 
 def _length(vectors: Tensor) -> Tensor:
@@ -112,18 +120,19 @@ class FlowBatches:
 @torch.no_grad()
 def validate(network: nn.Module, held_out: MovedScenes, *, limit: int) -> tuple[dict[str, float], Tensor]:
     """The mean PSNR in dB of the frames and of a linear blend, and the flow's error by speed, on the first `limit`
-    scenes of each time. Also rows of pictures: blended, made and true."""
+    scenes. Also rows of pictures: blended, made and true."""
     psnrs, blended, speeds, rows = [], [], [], []
-    for time, places in held_out.rows.items():
-        for start in range(0, min(limit, len(places)), 8):
-            frames, velocity = held_out.batch(time, range(start, min(start + 8, limit, len(places))))
-            result = network(frames[:, ::2], time)
-            frame, linear = result.frame.clamp(0, 1), torch.lerp(frames[:, 0], frames[:, 2], time)
-            psnrs += [psnr(made, true) for made, true in zip(frame, frames[:, 1], strict=True)]
-            blended += [psnr(made, true) for made, true in zip(linear, frames[:, 1], strict=True)]
-            speeds.append(errors_by_speed(result.estimates[-1].velocity, velocity))
+    for start in range(0, min(limit, len(held_out.rows)), 8):
+        frames, velocity = held_out.batch(range(start, min(start + 8, limit, len(held_out.rows))))
+        for between in range(1, frames.shape[1] - 1):
+            time, true = between / (frames.shape[1] - 1), frames[:, between]
+            result = network(frames[:, [0, -1]], time)
+            frame, linear = result.frame.clamp(0, 1), torch.lerp(frames[:, 0], frames[:, -1], time)
+            psnrs += map(psnr, frame, true)
+            blended += map(psnr, linear, true)
+            speeds.append(errors_by_speed(result.estimates[-1].velocity, velocity[:, between - 1]))
             if start == 0:
-                rows += [torch.cat([linear[i], frame[i], frames[i, 1]], -1) for i in range(min(4, len(frame)))]
+                rows += [torch.cat(pictures, -1) for pictures in zip(linear[:4], frame[:4], true[:4], strict=True)]
     names = sorted({name for speed in speeds for name in speed})
     bands = {f"held_out_{name}": [speed[name] for speed in speeds if name in speed] for name in names}
     figures = {name: sum(values) / len(values) for name, values in bands.items()}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 CLIP_SEED = 2**41  # clips for the residual have seeds from here on
 CLIP_SIDE = 128  # of these clips, in pixels
-HELD_OUT = 96  # scenes of each time for the validation of the flow network
+HELD_OUT = 64  # scenes for the validation of the flow network
 RESIDUAL_SETTINGS = {"learning_rate": 1e-3, "warmup": 100, "sample_every": 10**9}
 
 

@@ -3,8 +3,7 @@
 A scene is a stack of 1 to 6 layers, each with a texture cut from a photograph, a mask and a motion: the camera's plus
 its own, from sub-pixel to tens of pixels, with rotation, zoom, shear and local waves. Every point of a layer moves on a
 straight line at constant speed, so that its velocity is the flow at every time. Focus, motion blur, shadows and changes
-of the light belong to the scene; noise and JPEG compression only disturb the end frames, since the frame between them
-that minimises a squared error has neither.
+of the light belong to the scene; noise and compression are film.py's.
 
 The pictures come from folders that the user names, or from those of Debian's packages:
 
@@ -18,7 +17,6 @@ CC-BY-SA-4.0 (lomiri).
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import re
 from collections.abc import Sequence
@@ -45,7 +43,7 @@ MIN_SIDE = 600  # of a photograph
 CUT_OUT_SIDES = (180, 1200)  # shorter side of a picture with transparency that is used as a thing cut out
 MAX_SIDE = 2048  # to which a photograph is reduced in memory
 MIN_TEXTURE = 0.03  # mean difference of neighbouring pixels; less textured cuts are seldom used
-DRAWING = 1  # changes with every change of what is drawn
+DRAWING = 2  # changes with every change of what is drawn
 MAX_SPEED = 60.0  # pixels between the end frames
 HELD_OUT = 8  # one picture in so many is kept for validation
 
@@ -87,28 +85,28 @@ class Photographs:
         """A cut of a photograph, (3, CANVAS, CANVAS), reduced by a random factor or by `scale`."""
         cut = torch.zeros(3, CANVAS, CANVAS)
         for _ in range(4):
-            pyramid = _photograph(_choice(generator, self.photographs)[1])
+            pyramid = _photograph(choice(generator, self.photographs)[1])
             most = min(pyramid[0].size) / CANVAS
-            factor = min(scale or most ** (_uniform(generator) ** 0.7), most)
+            factor = min(scale or most ** (uniform(generator) ** 0.7), most)
             level = min(int(math.log2(max(factor, 1))), len(pyramid) - 1)
             picture, side = pyramid[level], CANVAS * factor / 2**level
-            left, top = (_uniform(generator, 0, length - side) for length in picture.size)
+            left, top = (uniform(generator, 0, length - side) for length in picture.size)
             box = (left, top, left + side, top + side)
-            cut = _to_tensor(picture.resize((CANVAS, CANVAS), Image.Resampling.BICUBIC, box))
-            if (cut[..., 1:] - cut[..., :-1]).abs().mean() > MIN_TEXTURE or _uniform(generator) < 0.1:
+            cut = to_tensor(picture.resize((CANVAS, CANVAS), Image.Resampling.BICUBIC, box))
+            if (cut[..., 1:] - cut[..., :-1]).abs().mean() > MIN_TEXTURE or uniform(generator) < 0.1:
                 break
-        cut = torch.rot90(cut, int(_uniform(generator, 0, 4)), (1, 2)) if _uniform(generator) < 0.3 else cut
-        return cut.flip(2) if _uniform(generator) < 0.5 else cut
+        cut = torch.rot90(cut, int(uniform(generator, 0, 4)), (1, 2)) if uniform(generator) < 0.3 else cut
+        return cut.flip(2) if uniform(generator) < 0.5 else cut
 
     def cut_out(self, generator: Generator, size: float) -> Tensor:
         """A thing with its own mask, (4, CANVAS, CANVAS), whose longer side is `size` pixels."""
-        picture = _cut_out(_choice(generator, self.cut_outs)[1])
+        picture = _cut_out(choice(generator, self.cut_outs)[1])
         width, height = (max(4, round(side * size / max(picture.size))) for side in picture.size)
         picture = picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
         canvas = Image.new("RGBA", (CANVAS, CANVAS))
         canvas.paste(picture, ((CANVAS - width) // 2, (CANVAS - height) // 2))
-        thing = _to_tensor(canvas)
-        return thing.flip(2) if _uniform(generator) < 0.5 else thing
+        thing = to_tensor(canvas)
+        return thing.flip(2) if uniform(generator) < 0.5 else thing
 
 
 def _largest(files: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
@@ -152,28 +150,31 @@ def _cut_out(path: Path) -> Image.Image:
 # --- random numbers ---
 
 
-def _uniform(generator: Generator, low: float = 0.0, high: float = 1.0) -> float:
+def uniform(generator: Generator, low: float = 0.0, high: float = 1.0) -> float:
+    """A random number between two others."""
     return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
 
 
-def _normal(generator: Generator, std: float = 1.0) -> float:
+def normal(generator: Generator, std: float = 1.0) -> float:
+    """A random number of a normal distribution."""
     return std * torch.randn((), generator=generator, dtype=torch.float64).item()
 
 
-def _choice(generator: Generator, values: Sequence):
-    return values[int(_uniform(generator, 0, len(values)))]
+def choice(generator: Generator, values: Sequence):
+    """One of the values."""
+    return values[int(uniform(generator, 0, len(values)))]
 
 
 def _velocity(generator: Generator, still: float, fast: float, median: float) -> Tensor:
     """A velocity (2,) in pixels between the end frames: 0 with the probability `still`, from 8 to 45 with `fast`,
     otherwise log-normal."""
-    kind, angle = _uniform(generator), _uniform(generator, 0, 2 * math.pi)
-    speed = median * math.exp(_normal(generator))
+    kind, angle = uniform(generator), uniform(generator, 0, 2 * math.pi)
+    speed = median * math.exp(normal(generator))
     if kind < still:
         speed = 0.0
     elif kind < still + fast:
-        speed = _uniform(generator, 8, 45)
-    vertical = _choice(generator, (0.3, 1.0))  # most things and cameras move sideways
+        speed = uniform(generator, 8, 45)
+    vertical = choice(generator, (0.3, 1.0))  # most things and cameras move sideways
     return min(speed, MAX_SPEED) * torch.tensor([math.cos(angle), vertical * math.sin(angle)])
 
 
@@ -228,80 +229,80 @@ def _motion(generator: Generator, velocity: Tensor, calm: float) -> Tensor:
     """The affine maps (2, 3, 3) at the end frames of a motion with this velocity, and with the probability 1 − `calm`
     also rotation, zoom and shear."""
     zoom = angle = shear = 0.0
-    if _uniform(generator) > calm:
-        zoom, angle, shear = _normal(generator, 0.05), _normal(generator, 0.05), _normal(generator, 0.03)
+    if uniform(generator) > calm:
+        zoom, angle, shear = normal(generator, 0.05), normal(generator, 0.05), normal(generator, 0.03)
     return torch.stack([_affine(s * zoom, s * angle, s * shear, s * velocity) for s in (-0.5, 0.5)])
 
 
 def _waves(generator: Generator) -> Tensor:
-    count = int(_uniform(generator, 1, 4))
+    count = int(uniform(generator, 1, 4))
     rows = []
     for _ in range(count):
-        length, angle = _uniform(generator, 40, 200), _uniform(generator, 0, 2 * math.pi)
-        size = _uniform(generator, 0, length / 30)
+        length, angle = uniform(generator, 40, 200), uniform(generator, 0, 2 * math.pi)
+        size = uniform(generator, 0, length / 30)
         wave = [2 * math.pi / length * math.cos(angle), 2 * math.pi / length * math.sin(angle)]
-        rows.append([*wave, _uniform(generator, 0, 6.3), _normal(generator, size), _normal(generator, size)])
+        rows.append([*wave, uniform(generator, 0, 6.3), normal(generator, size), normal(generator, size)])
     return torch.tensor(rows)
 
 
 def _mask(generator: Generator, size: float) -> Tensor:
     """A random mask (CANVAS, CANVAS) of about `size` pixels: blobs, polygons, lines, islands or text."""
     scale, middle = 2, CANVAS  # drawn at twice the size
-    kind = _choice(generator, ("blob", "blob", "polygon", "lines", "islands", "box"))
+    kind = choice(generator, ("blob", "blob", "polygon", "lines", "islands", "box"))
     picture = Image.new("L", (scale * CANVAS, scale * CANVAS))
     draw = ImageDraw.Draw(picture)
     if kind in ("blob", "polygon", "box"):
-        corners = {"blob": 60, "polygon": int(_uniform(generator, 3, 9)), "box": 4}[kind]
-        phases = [_uniform(generator, 0, 2 * math.pi) for _ in range(4)]
-        aspect, points = math.exp(_normal(generator, 0.4)), []
+        corners = {"blob": 60, "polygon": int(uniform(generator, 3, 9)), "box": 4}[kind]
+        phases = [uniform(generator, 0, 2 * math.pi) for _ in range(4)]
+        aspect, points = math.exp(normal(generator, 0.4)), []
         for i in range(corners):
             angle = 2 * math.pi * (i + (0.5 if kind == "box" else 0)) / corners
             radius = size * (1 + sum(0.35 / n * math.sin(n * angle + phases[n - 1]) for n in (2, 3, 4)))
             if kind == "polygon":
-                radius = size * _uniform(generator, 0.5, 1.3)
+                radius = size * uniform(generator, 0.5, 1.3)
             radius = size * 1.2 if kind == "box" else radius
             points.append((middle + radius * math.cos(angle) * aspect, middle + radius * math.sin(angle) / aspect))
         draw.polygon(points, fill=255)
     elif kind == "lines":
-        for _ in range(int(_uniform(generator, 1, 7))):
-            ends = [middle + size * _uniform(generator, -1.3, 1.3) for _ in range(4)]
-            draw.line(ends, fill=255, width=int(math.exp(_uniform(generator, math.log(2), math.log(14)))))
+        for _ in range(int(uniform(generator, 1, 7))):
+            ends = [middle + size * uniform(generator, -1.3, 1.3) for _ in range(4)]
+            draw.line(ends, fill=255, width=int(math.exp(uniform(generator, math.log(2), math.log(14)))))
     else:
-        noise = torch.randn(1, 1, *[int(_uniform(generator, 6, 40))] * 2, generator=generator)
-        islands = F.interpolate(noise, size=CANVAS, mode="bicubic")[0, 0] > _uniform(generator, 0.1, 1)
+        noise = torch.randn(1, 1, *[int(uniform(generator, 6, 40))] * 2, generator=generator)
+        islands = F.interpolate(noise, size=CANVAS, mode="bicubic")[0, 0] > uniform(generator, 0.1, 1)
         y, x = torch.meshgrid(*[torch.arange(CANVAS) - CANVAS / 2] * 2, indexing="ij")
         return (islands & ((x.square() + y.square()) < size**2)).float()
-    return _to_tensor(picture.resize((CANVAS, CANVAS), Image.Resampling.BOX))[0]
+    return to_tensor(picture.resize((CANVAS, CANVAS), Image.Resampling.BOX))[0]
 
 
 def _thing(photographs: Photographs, generator: Generator, camera: Tensor, side: int) -> Layer:
     """A layer in front of the background, which moves with the camera, (2, 3, 3), and by itself."""
-    size = math.exp(_uniform(generator, math.log(15), math.log(0.45 * side)))
-    if photographs.cut_outs and _uniform(generator) < 0.4:
+    size = math.exp(uniform(generator, math.log(15), math.log(0.45 * side)))
+    if photographs.cut_outs and uniform(generator) < 0.4:
         values = photographs.cut_out(generator, min(2 * size, CANVAS - 40.0))
         colours, mask = values[:3], values[3]
     else:
         colours, mask = photographs.texture(generator), _mask(generator, size)
-    if _uniform(generator) < 0.15:  # holes, such as those of a fence
-        noise = torch.randn(1, 1, *[int(_uniform(generator, 8, 40))] * 2, generator=generator)
-        mask = mask * (F.interpolate(noise, size=CANVAS, mode="bicubic")[0, 0] < _uniform(generator, 0.2, 1))
-    if _uniform(generator) < 0.05:
-        mask = mask * _uniform(generator, 0.4, 0.9)
+    if uniform(generator) < 0.15:  # holes, such as those of a fence
+        noise = torch.randn(1, 1, *[int(uniform(generator, 8, 40))] * 2, generator=generator)
+        mask = mask * (F.interpolate(noise, size=CANVAS, mode="bicubic")[0, 0] < uniform(generator, 0.2, 1))
+    if uniform(generator) < 0.05:
+        mask = mask * uniform(generator, 0.4, 0.9)
     own = _motion(generator, _velocity(generator, 0.15, 0.35, 4.0), 0.5)
-    place = _affine(0, _normal(generator, 0.5), 0, torch.tensor([_uniform(generator, 0, side) for _ in range(2)]))
-    overlay = _uniform(generator) < 0.08  # what stays at its place in the picture, such as a title
+    place = _affine(0, normal(generator, 0.5), 0, torch.tensor([uniform(generator, 0, side) for _ in range(2)]))
+    overlay = uniform(generator) < 0.08  # what stays at its place in the picture, such as a title
     ends = place.expand(2, 3, 3) if overlay else camera @ own @ place
     if not overlay:  # rotated and scaled around its own middle
         ends = ends.clone()
         ends[:, :2, 2] = (camera @ place)[:, :2, 2] + own[:, :2, 2]
         ends[:, :2, :2] = (camera @ own @ place)[:, :2, :2]
-    waves = _waves(generator) if _uniform(generator) < 0.25 else torch.zeros(0, 5)
-    shadow = _uniform(generator, 0.1, 0.6) if _uniform(generator) < 0.3 else 0.0
+    waves = _waves(generator) if uniform(generator) < 0.25 else torch.zeros(0, 5)
+    shadow = uniform(generator, 0.1, 0.6) if uniform(generator) < 0.3 else 0.0
     layer = Layer(torch.cat([colours * mask, mask[None], mask[None]]), ends[:, :2], waves, shadow)
-    _soften(layer, generator, 0.4 + (abs(_normal(generator, 1.5)) if _uniform(generator) < 0.25 else 0.0))
+    _soften(layer, generator, 0.4 + (abs(normal(generator, 1.5)) if uniform(generator) < 0.25 else 0.0))
     if shadow:
-        shift = [int(_normal(generator, 8)) for _ in range(2)]
-        layer.values[4] = _blur(layer.values[4:], _uniform(generator, 1, 8))[0].roll(shift, (0, 1))
+        shift = [int(normal(generator, 8)) for _ in range(2)]
+        layer.values[4] = _blur(layer.values[4:], uniform(generator, 1, 8))[0].roll(shift, (0, 1))
     return layer
 
 
@@ -310,8 +311,8 @@ def _soften(layer: Layer, generator: Generator, sigma: float) -> None:
     if sigma:
         layer.values = _blur(layer.values, sigma)
     velocity = layer.ends[1, :, 2] - layer.ends[0, :, 2]
-    length = float(velocity.norm()) * _uniform(generator, 0.03, 0.2)
-    if _uniform(generator) < 0.2 and 1 < length < 20:
+    length = float(velocity.norm()) * uniform(generator, 0.03, 0.2)
+    if uniform(generator) < 0.2 and 1 < length < 20:
         inside = torch.linalg.solve(layer.ends.mean(0)[:, :2], velocity) * length / velocity.norm()
         count = math.ceil(length) + 1
         steps = torch.linspace(-0.5, 0.5, count)[:, None] * inside * 2 / CANVAS
@@ -324,40 +325,36 @@ def _soften(layer: Layer, generator: Generator, sigma: float) -> None:
 
 
 def _background(photographs: Photographs, generator: Generator, camera: Tensor, side: int) -> Layer:
-    place = _affine(0, _normal(generator, 0.08), 0, torch.full((2,), side / 2))
+    place = _affine(0, normal(generator, 0.08), 0, torch.full((2,), side / 2))
     values = F.pad(photographs.texture(generator), (0, 0, 0, 0, 0, 2), value=1.0)
-    waves = _waves(generator) if _uniform(generator) < 0.2 else torch.zeros(0, 5)
+    waves = _waves(generator) if uniform(generator) < 0.2 else torch.zeros(0, 5)
     layer = Layer(values, (camera @ place)[:, :2], waves)
-    _soften(layer, generator, abs(_normal(generator, 1.5)) if _uniform(generator) < 0.3 else 0.0)
+    _soften(layer, generator, abs(normal(generator, 1.5)) if uniform(generator) < 0.3 else 0.0)
     return layer
 
 
 # --- scenes ---
 
 
-def draw_scene(photographs: Photographs, seed: int, times: Sequence[float], side: int) -> tuple[Tensor, Tensor]:
-    """Draw a scene at `times` from 0 to 1, of which the first and the last are the end frames' 0 and 1.
+def draw_scene(
+    photographs: Photographs, generator: Generator, times: Sequence[float], side: int
+) -> tuple[Tensor, Tensor]:
+    """Draw a scene at `times`, of which 0 and 1 are the end frames'.
 
-    Returns the frames (t, 3, side, side) in [0, 1], the end frames with noise and compression, and the velocity
-    (t, 2, side, side) of what is visible in each, right and down in pixels between the end frames.
+    Returns the frames (t, 3, side, side) in [0, 1], and the velocity (t, 2, side, side) of what is visible in each,
+    right and down in pixels between the end frames.
     """
-    generator = Generator().manual_seed(seed)
     middle = _affine(0, 0, 0, torch.full((2,), side / 2))
-    camera = middle @ _motion(generator, _velocity(generator, 0.25, 0.3, 3.0), 0.5) @ torch.linalg.inv(middle)
+    speed = choice(generator, (0.7, 3.0, 3.0, 3.0))  # cameras that are held still move a little
+    camera = middle @ _motion(generator, _velocity(generator, 0.25, 0.25, speed), 0.5) @ torch.linalg.inv(middle)
     layers = [_background(photographs, generator, camera, side)]
-    for _ in range(_choice(generator, (0, 1, 1, 2, 2, 3, 4, 5))):
+    for _ in range(choice(generator, (0, 1, 1, 2, 2, 3, 4, 5))):
         layers.append(_thing(photographs, generator, camera, side))
     frames, velocities = _render(layers, times, side)
     frames = _light(frames, times, generator)
-    if _uniform(generator) < 0.25:
-        frames = _blur(frames, _uniform(generator, 0.4, 1.2))
-    frames = frames.clamp(0, 1)
-    noise = abs(_normal(generator, 0.02)) if _uniform(generator) < 0.5 else 0.0
-    quality = int(_uniform(generator, 30, 96)) if _uniform(generator) < 0.5 else None
-    for index in (0, -1):
-        disturbed = frames[index] + noise * torch.randn(frames.shape[1:], generator=generator)
-        frames[index] = _compress(disturbed.clamp(0, 1), quality)
-    return frames, velocities
+    if uniform(generator) < 0.25:
+        frames = _blur(frames, uniform(generator, 0.4, 1.2))
+    return frames.clamp(0, 1), velocities
 
 
 def _render(layers: list[Layer], times: Sequence[float], side: int) -> tuple[Tensor, Tensor]:
@@ -383,9 +380,9 @@ def _render(layers: list[Layer], times: Sequence[float], side: int) -> tuple[Ten
 
 def _light(frames: Tensor, times: Sequence[float], generator: Generator) -> Tensor:
     """Frames with a contrast and brightness of their own and, in one of four scenes, a light that changes."""
-    frames = (frames - 0.5) * _uniform(generator, 0.7, 1.1) + 0.5 + _normal(generator, 0.05)
-    if _uniform(generator) < 0.25:
-        gain = torch.tensor([math.exp((time - 0.5) * 1.0) for time in times]).log() * _normal(generator, 0.08)
+    frames = (frames - 0.5) * uniform(generator, 0.7, 1.1) + 0.5 + normal(generator, 0.05)
+    if uniform(generator) < 0.25:
+        gain = torch.tensor([math.exp((time - 0.5) * 1.0) for time in times]).log() * normal(generator, 0.08)
         frames = frames * (1 + gain.view(-1, 1, 1, 1))
     return frames
 
@@ -399,16 +396,7 @@ def _blur(maps: Tensor, sigma: float) -> Tensor:
     return F.conv2d(F.conv2d(flat, kernel), kernel.mT).view_as(maps)
 
 
-def _compress(picture: Tensor, quality: int | None) -> Tensor:
-    """A picture (3, H, W) after JPEG compression, or rounded to 8 bits."""
-    image = Image.fromarray((picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
-    if quality:
-        file = io.BytesIO()
-        image.save(file, "jpeg", quality=quality)
-        image = Image.open(file)
-    return _to_tensor(image)
-
-
-def _to_tensor(picture: Image.Image) -> Tensor:
+def to_tensor(picture: Image.Image) -> Tensor:
+    """A picture as (channels, H, W) in [0, 1]."""
     array = np.asarray(picture)
     return torch.from_numpy(array.copy()).float().view(*array.shape[:2], -1).permute(2, 0, 1).contiguous() / 255

@@ -23,9 +23,10 @@ from ..training.distributed import Processes
 from ..training.objective import DiffusionLoss
 from ..training.trainer import Figures, Objective
 from .config import DemoModelConfig
+from .film import draw_film
 from .flow_unet import FlowUNet
 from .flow_warp import WarpedFrames
-from .moved_photographs import Photographs, draw_scene
+from .moved_photographs import Photographs
 
 RIDGE = 1e-3  # of the least squares, relative to the mean variance of the residual latents
 BATCH = 8  # clips that are encoded or sampled at a time
@@ -68,7 +69,7 @@ def draw_clips(network: FlowUNet, photographs: Photographs, seeds: Sequence[int]
     frames = network.config.frames
     times, parts = [index / (frames - 1) for index in range(frames)], []
     for start in range(0, len(seeds), BATCH):
-        pixels = torch.stack([draw_scene(photographs, seed, times, side)[0] for seed in seeds[start : start + BATCH]])
+        pixels = torch.stack([draw_film(photographs, seed, side)[0] for seed in seeds[start : start + BATCH]])
         flat = pixels.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         latents = network.flow_warp.autoencoder.encode(flat).unflatten(0, pixels.shape[:2])
         clips = WarpedClips(pixels, latents, network.flow_warp(pixels[:, [0, -1]], latents[:, [0, -1]], times))
