@@ -43,7 +43,7 @@ def draw_shard(folder: Path, pictures: Sequence[Path], index: int, held_out: boo
     for row in range(index * SCENES_PER_SHARD, (index + 1) * SCENES_PER_SHARD):
         scene, velocity = draw_film(photographs, row + HELD_OUT_SEED * held_out, SIDE)
         frames.append((scene * 255).round().to(torch.uint8))
-        velocities.append(velocity[1:-1].half())
+        velocities.append(velocity[1:-1].half().contiguous())
     tensors = {"frames": torch.stack(frames), "velocity": torch.stack(velocities)}
     with whole_file(path) as part:
         save_file(tensors, part)

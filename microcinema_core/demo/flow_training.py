@@ -63,7 +63,7 @@ def charbonnier(difference: Tensor) -> Tensor:
 
 
 def _logarithm(difference: Tensor) -> Tensor:
-    """The loss of differences (b, 3, H, W) of frames, whose gradient is that of `charbonnier` where the error is usual."""
+    """The loss of the differences (b, 3, H, W) of frames; its gradient is `charbonnier`'s where the error is usual."""
     error = torch.stack([charbonnier(frame) for frame in difference])
     return (SMALL_ERROR + USUAL_ERROR) * (SMALL_ERROR + error).log().mean()
 
