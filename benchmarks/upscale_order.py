@@ -67,9 +67,9 @@ def main() -> None:
     rows: dict[str, list[tuple[float, float, float]]] = {}
     speeds, cuts = [], 0
     for seed in range(arguments.scenes):
-        # The first and the last frame are disturbed by noise and compression; those at the same times are not.
-        frames, velocities = draw_scene(photographs, seed, [0, 0, *TIMES, 1, 1], arguments.side)
-        truth, ends = frames[2:-2], frames[[1, -2]]
+        generator = torch.Generator().manual_seed(seed)
+        frames, velocities = draw_scene(photographs, generator, [0, *TIMES, 1], arguments.side)
+        truth, ends = frames[1:-1], frames[[0, -1]]
         results = made_both_ways(model, resized(ends, arguments.side // 2), arguments.side)
         if not results:
             cuts += 1

@@ -65,7 +65,8 @@ def _coded(pictures: list[Image.Image], codec: str, quality: int, key_frames: in
     encoder.pix_fmt, encoder.time_base, encoder.framerate = "yuv420p", Fraction(1, 25), Fraction(25)
     encoder.gop_size, encoder.thread_count = key_frames, 1
     if codec == "libx264":
-        encoder.options = {"crf": str(quality), "preset": "veryfast"}
+        # Rarely, mbtree does not give the same bytes twice.
+        encoder.options = {"crf": str(quality), "preset": "veryfast", "mbtree": "0"}
     else:
         encoder.qmin = encoder.qmax = quality
     decoder = av.CodecContext.create(DECODERS.get(codec, codec), "r")
