@@ -33,7 +33,8 @@ RADII = (0, 2, 3, 4)  # of the correlation, in cells of the level; at 1/2 there 
 PATCH = 5  # side of the patches of brightness that are compared at first, in cells of PATCH_STRIDE pixels
 PATCH_STRIDE = 8
 PATCH_RADIUS = 6  # of this comparison, in these cells: 48 pixels
-FINE_CHANNELS = 8  # flow to both pictures, logit of the mask, residual
+FINE_CHANNELS = 9  # flow to both pictures, logits of the mask and of what moves, residual
+MOVING_LOGIT = 2.0  # of what moves, at first
 # Pictures are blended as they are where they differ by less than the first of DIFFERENCES, a mean over colours and a
 # window, and warping them makes that better by less than the first of GAINS; from the second of either on they are not.
 # They are as well where warping makes it worse: by the second of LOSSES not yet, by the first wholly.
@@ -96,7 +97,7 @@ class FlowNetwork(nn.Module):
         self.levels = nn.ModuleList(_Level(level, coarser[level], **kw) for level in range(len(CHANNELS)))
         inner = WIDTHS[0]
         self.refine = nn.Sequential(
-            _conv(2 * 12 + inner + 12 + 3, inner, 1, **kw), _conv(inner, inner, 1, **kw), _conv(inner, inner, 1, **kw)
+            _conv(5 * 12 + inner + 3, inner, 1, **kw), _conv(inner, inner, 1, **kw), _conv(inner, inner, 1, **kw)
         )
         self.fine = operations.Conv2d(inner, 4 * FINE_CHANNELS, 3, padding=1, dtype=dtype, device=device)
         initialise(self)
@@ -144,15 +145,15 @@ class FlowNetwork(nn.Module):
         flows, logits = _enlarge(flows), _enlarge(logit)
         first, last = pictures.unbind(1)
         warped = torch.cat([warp(first, flows[:, :2]), warp(last, flows[:, 2:])], 1)
-        fine = F.pixel_unshuffle(torch.cat([warped, blend(warped, logits, time)], 1), 2)
+        fine = F.pixel_unshuffle(torch.cat([first, last, warped, blend(warped, logits, time)], 1), 2)
         maps = torch.cat([2 * fine - 1, hidden, velocity / COARSEST, logit], 1)
         maps = F.pixel_shuffle(self.fine(self.refine(maps.contiguous(memory_format=torch.channels_last))), 2)
-        change, logit_change, residual = maps.split([4, 1, 3], 1)
+        change, logit_change, moves, residual = maps.split([4, 1, 1, 3], 1)
         flows, logits = flows + change, logits + logit_change
         warped = torch.cat([warp(first, flows[:, :2]), warp(last, flows[:, 2:])], 1)
         mask = torch.sigmoid(logits + _prior(time))
         frame, linear = blend(warped, logits, time) + residual, torch.lerp(first, last, time)
-        moving = _moving(first, last, warped)
+        moving = torch.sigmoid(moves + MOVING_LOGIT) * _moving(first, last, warped)
         return Interpolated(torch.lerp(linear, frame, moving), flows, mask, warped, moving, estimates)
 
 
