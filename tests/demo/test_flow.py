@@ -176,7 +176,7 @@ def test_what_stands_still_is_blended_and_what_moves_is_not(network):
     result = network(pictures[None], 0.25)
     blended = torch.lerp(pictures[0], pictures[1], 0.25)
     assert torch.equal(result.frame[0, :, 96:, 96:], blended[:, 96:, 96:]) and not result.moving[0, :, 96:, 96:].any()
-    assert (result.moving[0, :, 44:60, 56:64] == 1).all()
+    assert (result.moving[0, :, 44:60, 56:64] > 0.8).all()
 
 
 def test_stripes_that_stand_still_get_no_flow():
