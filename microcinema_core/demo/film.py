@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
+from ..errors import MicroCinemaError
 from .moved_photographs import Photographs, choice, draw_scene, normal, to_tensor, uniform
 
 FRAMES = 5  # of a film: the end frames and those at 1/4, 1/2 and 3/4 of the time between them
@@ -58,8 +59,11 @@ def _jpeg(picture: Image.Image, quality: int) -> Image.Image:
 
 
 def _coded(pictures: list[Image.Image], codec: str, quality: int, key_frames: int) -> list[Image.Image]:
-    """Pictures after coding as a film."""
-    encoder = av.CodecContext.create(codec, "w")
+    """Pictures after coding as a film. Raises MicroCinemaError where PyAV was built without the codec."""
+    try:
+        encoder = av.CodecContext.create(codec, "w")
+    except ValueError as error:
+        raise MicroCinemaError(f"this PyAV cannot write {codec}: install PyPI's own, 'pip install av'") from error
     assert isinstance(encoder, av.VideoCodecContext)
     encoder.width, encoder.height = pictures[0].size
     encoder.pix_fmt, encoder.time_base, encoder.framerate = "yuv420p", Fraction(1, 25), Fraction(25)
