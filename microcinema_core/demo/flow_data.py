@@ -68,11 +68,8 @@ class MovedScenes:
     def __init__(self, paths: Sequence[Path]):
         self.files = [safe_open(path, "pt") for path in paths]
         self.identity = paths[0].stem if paths else ""  # of the way in which they were drawn
-        self.rows = [
-            (number, row)
-            for number, file in enumerate(self.files)
-            for row in range(file.get_slice("frames").get_shape()[0])
-        ]
+        counts = [file.get_slice("frames").get_shape()[0] for file in self.files]
+        self.rows = [(number, row) for number, count in enumerate(counts) for row in range(count)]
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Scenes: frames (b, FRAMES, 3, SIDE, SIDE) in [0, 1], and velocities (b, FRAMES − 2, 2, SIDE, SIDE) in pixels
