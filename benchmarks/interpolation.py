@@ -102,7 +102,7 @@ class Ours:
     def __call__(self, given: Tensor) -> Tensor:
         """As Method."""
         config = self.pipeline.config
-        windows = Windows(config, self.pipeline.between, steps=config.steps, warn=lambda _: None)
+        windows = Windows(config, self.pipeline, steps=config.steps, warn=lambda _: None)
         frames = torch.stack(list(windows.interpolated(given, len(given), 1, seed=0)))
         assert torch.equal(frames[::STEP], given), "a given frame has changed"
         self.cuts = [number - 1 for number in windows.cuts]

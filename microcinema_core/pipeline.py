@@ -19,7 +19,7 @@ from .model.autoencoder import Autoencoder
 from .model.text import TextEncoder
 from .prior import prior_mean, shift
 from .samplers import initial, sample_euler
-from .windows import Progress, Windows, minimum_side
+from .windows import Progress, Windows, each_once, minimum_side
 
 
 class Pipeline:
@@ -137,22 +137,29 @@ class Pipeline:
         when the iterator needs them (see Windows, also for `warn`)."""
         self._require("ends")
         steps = self.config.steps if steps is None else steps
-        windows = Windows(self.config, self.between, steps=steps, progress=progress, warn=warn)
+        windows = Windows(self.config, self, steps=steps, progress=progress, warn=warn)
         return windows.interpolated(frames, count, passes, seed)
 
     @torch.no_grad()
     def between(
-        self, ends: Tensor, seeds: list[int], steps: int | None = None, progress: Progress | None = None
-    ) -> Tensor:
+        self, ends: Tensor, seeds: list[int], steps: int | None = None, progress: Progress | None = None,
+        shares: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """A batch of windows (b, 2, 3, h, w), whose sides are multiples of the latent cell, and a seed for each → the
-        frames (b, N − 2, 3, h, w) between their end frames."""
+        frames (b, N − 2, 3, h, w) between their end frames. `shares` (b,) are those of Trust, 1 by default."""
         count = self.config.network.frames
-        latents = self.encode(ends.flatten(0, 1)).unflatten(0, (-1, 2))
+        latents = each_once(self.encode, ends)
         encoded = self.network.encode_condition(latents.to(self.dtype), pixels=ends)
         sampled = self.sample(
             latents, None, frames=count, steps=steps, cfg=1.0, seeds=seeds, progress=progress, encoded=encoded
         )  # fmt: skip
-        return self.network.pictures_between(encoded, sampled, self.decode)
+        shares = torch.ones(len(ends)) if shares is None else shares
+        return self.network.pictures_between(encoded, sampled, self.decode, shares)
+
+    @torch.no_grad()
+    def compare(self, triples: Tensor) -> Tensor:
+        """As Interpolator's."""
+        return self.network.compare(triples.to(self.device, self.dtype))
 
     @torch.no_grad()
     def sample(

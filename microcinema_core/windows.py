@@ -5,24 +5,37 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .config import ModelConfig
+from .trust import Trust, part_of
 
 Progress = Callable[[int, int], None]  # steps done, steps in total
-# Windows (b, 2, 3, h, w), a seed for each, steps, progress → the frames (b, N − 2, 3, h, w) between their end frames.
-Between = Callable[[Tensor, list[int], int, Progress | None], Tensor]
 
 AT_ONCE = 4  # windows in a batch
 PIXELS_AT_ONCE = 2**20  # of the frames of a batch: larger batches are not faster, and need more memory
 NAMED_CUTS = 5  # so many are named in a warning
 
 
+class Interpolator(Protocol):
+    """What makes the frames: a Pipeline, or a host's sampler."""
+
+    def between(self, ends: Tensor, seeds: list[int], steps: int, progress: Progress | None, shares: Tensor) -> Tensor:
+        """Windows (b, 2, 3, h, w), a seed and a share (b,) of Trust for each → the frames (b, N − 2, 3, h, w) between
+        their end frames."""
+        ...
+
+    def compare(self, triples: Tensor) -> Tensor:
+        """Neighbours (n, 3, 3, h, w) → for Trust, the sums (n, 2) of what is made of the first and the last one."""
+        ...
+
+
 class Windows:
-    """Cuts a stream of frames into windows of two neighbours, and calls `between` with batches of them.
+    """Cuts a stream of frames into windows of two neighbours, and gives batches of them to an interpolator.
 
     When a batch raises `out_of_memory`, the size of this batch and of all later ones is halved. Where the model held
     the end frames at a cut instead of moving them, `warn` is called with a sentence at the end of the clip.
@@ -31,14 +44,14 @@ class Windows:
     def __init__(
         self,
         config: ModelConfig,
-        between: Between,
+        interpolator: Interpolator,
         *,
         steps: int,
         progress: Progress | None = None,
         out_of_memory: type[Exception] = torch.cuda.OutOfMemoryError,
         warn: Callable[[str], None] = warnings.warn,
     ):
-        self.config, self.between, self.steps = config, between, steps
+        self.config, self.interpolator, self.steps = config, interpolator, steps
         self.progress, self.out_of_memory, self.warn = progress, out_of_memory, warn
         self.at_once, self.done, self.total = AT_ONCE, 0, 0
         self.cuts: list[int] = []  # the numbers of the frames before a cut, in the first pass
@@ -74,28 +87,45 @@ class Windows:
     def _pass(self, frames: Iterator[Tensor], seed: int, first_pass: bool) -> Iterator[Tensor]:
         """One pass over the frames: each frame, then the new ones between it and the next. Window i has the seed
         `seed` + i."""
-        last, start = next(frames), 0
-        yield last
-        while len(buffer := [last, *islice(frames, self.at_once)]) > 1:
-            windows = torch.stack((torch.stack(buffer[:-1]), torch.stack(buffer[1:])), 1)
-            while len(windows):
-                batch = windows[: self.at_once]
-                seeds = [(seed + start + i) % 2**63 for i in range(len(batch))]
-                try:
-                    inserted = self.between(batch, seeds, self.steps, self._batch_progress(len(batch)))
-                except self.out_of_memory:
-                    if len(batch) == 1:
-                        raise
-                    self.at_once = len(batch) // 2
-                    continue
-                self.done += len(batch) * self.steps
-                if first_pass:
-                    self.cuts += [start + i + 1 for i, pair in enumerate(batch) if _is_held(inserted[i], *pair)]
-                start, windows = start + len(batch), windows[len(batch) :]
-                for between, end in zip(inserted, batch[:, 1], strict=True):
-                    yield from between
-                    yield end
-            last = buffer[-1]
+        start, trust, buffer = 0, Trust(), [next(frames)]
+        yield buffer[0]
+        # Up to `at_once` windows, and the frame after them.
+        while len(buffer := [*buffer, *islice(frames, self.at_once + 2 - len(buffer))]) > 1:
+            ends = torch.stack(buffer[: self.at_once + 1])
+            windows = torch.stack((ends[:-1], ends[1:]), 1)
+            seeds = [(seed + start + i) % 2**63 for i in range(len(windows))]
+            shares = self._shares(trust, buffer, start) if first_pass else torch.ones(len(windows))
+            inserted = self._between(windows, seeds, shares[: len(windows)])
+            if first_pass:
+                self.cuts += [start + i + 1 for i, pair in enumerate(windows) if _is_held(inserted[i], *pair)]
+            for between, end in zip(inserted, windows[:, 1], strict=True):
+                yield from between
+                yield end
+            start, buffer = start + len(windows), buffer[len(windows) :]
+
+    def _shares(self, trust: Trust, frames: list[Tensor], number: int) -> Tensor:
+        """The shares of the windows between frames, of which the first has this number."""
+        triples = [part_of(torch.stack(frames[i : i + 3]), number + i) for i in range(len(frames) - 2)]
+        products = self.interpolator.compare(torch.stack(triples)) if triples else ()
+        return torch.tensor([*map(trust.after, products), trust.share])  # the last window has no next frame
+
+    def _between(self, windows: Tensor, seeds: list[int], shares: Tensor) -> Tensor:
+        """The frames between the end frames of windows."""
+        made, done = [], 0
+        while done < len(windows):
+            rows = slice(done, done + self.at_once)
+            batch = windows[rows]
+            try:
+                progress = self._batch_progress(len(batch))
+                made.append(self.interpolator.between(batch, seeds[rows], self.steps, progress, shares[rows]))
+            except self.out_of_memory:
+                if len(batch) == 1:
+                    raise
+                self.at_once = len(batch) // 2
+                continue
+            self.done += len(batch) * self.steps
+            done += len(batch)
+        return torch.cat(made)
 
     def _batch_progress(self, windows: int) -> Progress | None:
         """The `progress` of one batch of windows, which reports the steps of all batches."""
@@ -118,3 +148,12 @@ def _is_held(inserted: Tensor, first: Tensor, last: Tensor) -> bool:
 def minimum_side(config: ModelConfig) -> int:
     """The smallest side of a clip, in pixels: one cell at the network's coarsest level."""
     return config.autoencoder.factor * 2 ** (len(config.network.channel_multipliers) - 1)
+
+
+def each_once(encode: Callable[[Tensor], Tensor], windows: Tensor) -> Tensor:
+    """The end frames of windows (b, 2, …), encoded by a function of (n, …); frames that two neighbouring windows share
+    are encoded once."""
+    if not torch.equal(windows[1:, 0], windows[:-1, 1]):
+        return encode(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
+    encoded = encode(torch.cat([windows[:1, 0], windows[:, 1]]))
+    return torch.stack([encoded[:-1], encoded[1:]], 1)

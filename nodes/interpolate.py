@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..microcinema_core.diffusion import NoiseSchedule
 from ..microcinema_core.errors import MicroCinemaError
-from ..microcinema_core.windows import Progress, Windows
+from ..microcinema_core.windows import Progress, Windows, each_once
 from .display import show_text
 from .prior_patch import APPEARANCE, Appearance
 from .sampler import euler_edm
@@ -27,17 +27,17 @@ class WindowGuider(comfy.samplers.CFGGuider):
         self.set_cfg(1.0)
 
 
-class Between:
+class HostInterpolator:
     """Interpolates batches of windows with the host's sampler, wrappers, patches and memory management."""
 
     def __init__(self, model, vae, config):
         self.model, self.vae, self.config = model, vae, config
         self.guider = WindowGuider(model)
 
-    def __call__(self, ends: Tensor, seeds: list[int], steps: int, progress: Progress | None) -> Tensor:
-        """As `windows.Between` of the core: end frames (b, 2, 3, h, w) in [0, 1] to frames (b, N − 2, 3, h, w)."""
+    def between(self, ends: Tensor, seeds: list[int], steps: int, progress: Progress | None, shares: Tensor) -> Tensor:
+        """As the core's Interpolator: end frames (b, 2, 3, h, w) in [0, 1] to frames (b, N − 2, 3, h, w)."""
         count = self.config.network.frames
-        latents = self._encode(ends.flatten(0, 1)).unflatten(0, (-1, 2))
+        latents = each_once(self._encode, ends)
         appearance = Appearance(latents, self.config.lambda_, self.config.gamma, pixels=ends)
         shape = (count, *latents.shape[2:])
         noise = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
@@ -58,7 +58,14 @@ class Between:
         self._load(noise.shape)
         with torch.no_grad():
             sampled = host.process_latent_in(sampled.to(self.model.load_device))
-            return host.diffusion_model.pictures_between(encoded, sampled, decode)
+            return host.diffusion_model.pictures_between(encoded, sampled, decode, shares)
+
+    @torch.no_grad()
+    def compare(self, triples: Tensor) -> Tensor:
+        """As the core's Interpolator."""
+        host = self.model.model
+        self._load((len(triples), host.latent_format.latent_channels, *triples.shape[-2:]))
+        return host.diffusion_model.compare(triples.to(self.model.load_device, host.compute_dtype))
 
     def _load(self, shape) -> None:
         """Load the network with its patches to its device, from which the VAE may have displaced it."""
@@ -124,7 +131,7 @@ class Interpolate(io.ComfyNode):
         frames = torch.cat((frames, frames[:1])) if loop else frames
         bar = comfy.utils.ProgressBar(1)
         windows = Windows(
-            config, Between(model, vae, config), steps=steps, progress=bar.update_absolute,
+            config, HostInterpolator(model, vae, config), steps=steps, progress=bar.update_absolute,
             out_of_memory=comfy.model_management.OOM_EXCEPTION, warn=show_text,
         )  # fmt: skip
         inserted = (config.network.frames - 1) ** passes

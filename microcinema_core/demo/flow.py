@@ -146,8 +146,9 @@ class FlowNetwork(nn.Module):
         first, last = pictures.unbind(1)
         warped = torch.cat([warp(first, flows[:, :2]), warp(last, flows[:, 2:])], 1)
         fine = F.pixel_unshuffle(torch.cat([first, last, warped, blend(warped, logits, time)], 1), 2)
-        maps = torch.cat([2 * fine - 1, hidden, velocity / COARSEST, logit], 1)
-        maps = F.pixel_shuffle(self.fine(self.refine(maps.contiguous(memory_format=torch.channels_last))), 2)
+        parts = [2 * fine - 1, hidden, torch.cat([velocity / COARSEST, logit], 1)]
+        maps = torch.cat([part.contiguous(memory_format=torch.channels_last) for part in parts], 1)
+        maps = F.pixel_shuffle(self.fine(self.refine(maps)), 2)
         change, logit_change, moves, residual = maps.split([4, 1, 1, 3], 1)
         flows, logits = flows + change, logits + logit_change
         warped = torch.cat([warp(first, flows[:, :2]), warp(last, flows[:, 2:])], 1)

@@ -46,13 +46,23 @@ class FlowUNet(DemoUNet):
         )
         return Prediction(latents, disagreement, self.is_given(clips, tau))
 
-    def pictures_between(self, condition: Condition, sampled: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
+    def pictures_between(
+        self, condition: Condition, sampled: Tensor, decode: Callable[[Tensor], Tensor], shares: Tensor
+    ) -> Tensor:
         """As MicroCinemaUNet's, but the flow warp's frames with the residual of the sampled latents; nothing is
-        decoded. At a cut they are copies of the end frames."""
+        decoded. At a cut they are copies of the end frames. In quiet places they keep a share of what they differ by
+        from a blend of the end frames."""
         warped = self._warped(condition, sampled.shape[1])
         residual = self.flow_warp.residual((sampled.to(warped.latents) - warped.latents).flatten(0, 1))
-        residual = residual.unflatten(0, sampled.shape[:2]) * warped.moving
-        return (warped.pixels + residual)[:, 1:-1].float().cpu().clamp(0, 1)
+        pixels = warped.pixels + residual.unflatten(0, sampled.shape[:2]) * warped.moving
+        given_up = warped.quiet * (1 - shares.to(pixels).view(-1, 1, 1, 1, 1))
+        times = torch.linspace(0, 1, pixels.shape[1]).to(pixels).view(-1, 1, 1, 1)
+        pixels = torch.lerp(pixels, torch.lerp(pixels[:, :1], pixels[:, -1:], times), given_up)
+        return pixels[:, 1:-1].float().cpu().clamp(0, 1)
+
+    def compare(self, triples: Tensor) -> Tensor:
+        """As MicroCinemaUNet's, by the flow warp, without the diffusion model's residual."""
+        return self.flow_warp.compare(triples)
 
     def _warped(self, condition: Condition, frames: int) -> WarpedFrames:
         """The flow warp's frames for a clip of this length, made once."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..model.autoencoder import Autoencoder
 from ..model.layers import zero
+from ..optical_flow import window_mean
 from .config import DemoNetworkConfig
 from .flow import COARSEST, FlowNetwork, Interpolated
 
@@ -21,6 +22,8 @@ MAX_RESIDUAL = 0.1  # of a colour, from 0 to 1: the most that the diffusion mode
 # the least difference 0.091.
 CUT_CORRELATION = 0.42
 CUT_DIFFERENCE = 0.09
+QUIET_SPEED = 2.0  # pixels between the end frames: slower places are quiet
+QUIET_DIFFERENCE = 4 / 255  # of the end frames' colours: places that differ less are quiet
 
 
 @dataclass
@@ -31,6 +34,7 @@ class WarpedFrames:
     latents: (b, t, C, h, w), the autoencoder's of these pixels; those of the end frames are the condition's own.
     disagreement: (b, t, 1, h, w), the mean difference of the colours of both end frames, warped to the frame.
     moving: (b, t, 1, H, W), 0 where they are a blend of the end frames without motion, or copies of them.
+    quiet: (b, t, 1, H, W), 1 where little moves or changes.
     is_cut: (b,), true where the end frames do not show the same scene. Such windows hold the nearer one.
     """
 
@@ -38,6 +42,7 @@ class WarpedFrames:
     latents: Tensor
     disagreement: Tensor
     moving: Tensor
+    quiet: Tensor
     is_cut: Tensor
 
 
@@ -65,7 +70,7 @@ class FlowWarp(nn.Module):
         """The frames at `times` between end frames (b, 2, 3, H, W) with latents (b, 2, C, h, w)."""
         made = self.between(ends, [time for time in times if 0 < time < 1])
         frames = iter(made)
-        pixels, encoded, disagreement, moving = [], [], [], []
+        pixels, encoded, disagreement, moving, quiet = [], [], [], [], []
         is_cut = _is_cut(made[len(made) // 2].warped) if made else ends.new_zeros(len(ends), dtype=torch.bool)
         cut = is_cut.view(-1, 1, 1, 1)
         for time in times:
@@ -74,6 +79,7 @@ class FlowWarp(nn.Module):
                 encoded.append(latents[:, int(time)])
                 disagreement.append(torch.zeros_like(latents[:, 0, :1]))
                 moving.append(torch.zeros_like(ends[:, 0, :1]))
+                quiet.append(moving[-1])
                 continue
             result = next(frames)
             frame = torch.where(cut, ends[:, int(time > 0.5)], result.frame.clamp(0, 1))
@@ -82,7 +88,8 @@ class FlowWarp(nn.Module):
             encoded.append(self.autoencoder.encode(frame.contiguous(memory_format=torch.channels_last)))
             disagreement.append(F.avg_pool2d((first - last).abs().mean(1, keepdim=True), self.factor))
             moving.append(result.moving * ~cut)
-        parts = (torch.stack(maps, 1) for maps in (pixels, encoded, disagreement, moving))
+            quiet.append(_quiet(ends, result) * ~cut)
+        parts = (torch.stack(maps, 1) for maps in (pixels, encoded, disagreement, moving, quiet))
         return WarpedFrames(*parts, is_cut=is_cut)
 
     def between(self, ends: Tensor, times: Sequence[float]) -> list[Interpolated]:
@@ -93,10 +100,34 @@ class FlowWarp(nn.Module):
         features, pictures = self.network.encode(flat), flat.unflatten(0, (-1, 2))
         return [self.network(pictures, time, features).cropped(height, width) for time in times]
 
+    @torch.no_grad()
+    def compare(self, triples: Tensor) -> Tensor:
+        """The sums (n, 2) for Trust of neighbours (n, 3, 3, H, W)."""
+        ends, middle = triples[:, [0, 2]], triples[:, 1].float()
+        made = self.between(ends, [0.5])[0]
+        frame, blend = made.frame.float().clamp(0, 1), ends.float().mean(1)
+        weights = _quiet(ends, made, intervals=2) * ~_is_cut(made.warped).view(-1, 1, 1, 1)
+        difference = weights * (frame - blend)
+        products = ((middle - blend) * difference, (frame - blend) * difference)
+        return torch.stack([values.sum((1, 2, 3)) for values in products], 1).cpu()
+
     def residual(self, latents: Tensor) -> Tensor:
         """Residual latents (n, C, h, w) to what they add to the pixels, (n, 3, H, W)."""
         pixels = F.pixel_shuffle(self.residual_out(latents), self.factor)
         return MAX_RESIDUAL * torch.tanh(pixels / MAX_RESIDUAL)
+
+
+def _quiet(ends: Tensor, made: Interpolated, intervals: int = 1) -> Tensor:
+    """Where frames that were made between end frames (b, 2, 3, H, W), so many intervals apart, are quiet, (b, 1, H, W):
+    what is there moves slowly, or the end frames hardly differ."""
+    flows, difference = (
+        F.avg_pool2d(maps, 4) for maps in (made.flows.float(), (ends[:, 0] - ends[:, 1]).abs().mean(1, keepdim=True))
+    )
+    speed = (flows[:, :2] - flows[:, 2:]).norm(dim=1, keepdim=True) / intervals
+    speed, difference = window_mean(speed, 5), window_mean(difference.float(), 5)
+    quiet = ((speed < QUIET_SPEED) | (difference < QUIET_DIFFERENCE)).float()
+    quiet = F.interpolate(window_mean(quiet, 3), ends.shape[-2:], mode="bilinear")
+    return quiet.to(ends)
 
 
 def _is_cut(warped: Tensor) -> Tensor:

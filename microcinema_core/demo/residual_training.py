@@ -53,6 +53,7 @@ class WarpedClips:
         warped = replace(
             self.warped, pixels=self.warped.pixels.flip(1), latents=self.warped.latents.flip(1),
             disagreement=self.warped.disagreement.flip(1), moving=self.warped.moving.flip(1),
+            quiet=self.warped.quiet.flip(1),
         )  # fmt: skip
         return WarpedClips(self.pixels.flip(1), self.latents.flip(1), warped)
 

@@ -9,7 +9,7 @@ Frames are folded into the batch, (clips · frames, C, h, w).
   keys are a strict subset of its own.
 
 `predict` consists of `embed_time`, `embed_input`, `run_layers` and `out`. A subclass extends the paper's network by
-overriding `predict`, `encode_condition` or `pictures_between` (see docs/architecture.md).
+overriding `predict`, `encode_condition`, `pictures_between` or `compare` (see docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -147,9 +147,16 @@ class MicroCinemaUNet(SpatialUNet):
         """A spatial transformer, then its temporal transformer."""
         return self.temporal_transformers[layer.index](patches.transform(layer, h, context), state.offsets)
 
-    def pictures_between(self, condition: Condition, sampled: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
+    def pictures_between(
+        self, condition: Condition, sampled: Tensor, decode: Callable[[Tensor], Tensor], shares: Tensor
+    ) -> Tensor:
         """Sampled latents (clips, t, C, h, w) to the pictures (clips, t − 2, 3, H, W) between the end frames: those of
-        `decode`, (n, C, h, w) → (n, 3, H, W), plus a blend of what the autoencoder lost of the end frames."""
+        `decode`, (n, C, h, w) → (n, 3, H, W), plus a blend of what the autoencoder lost of the end frames. `shares`
+        (clips,) are those of Trust, which subclasses with `compare` use."""
         made, ends = (decode(x.flatten(0, 1)).unflatten(0, x.shape[:2]) for x in (sampled[:, 1:-1], condition.latents))
         assert condition.pixels is not None
         return (made + over_frames(condition.pixels - ends, sampled.shape[1])[:, 1:-1]).clamp(0, 1)
+
+    def compare(self, triples: Tensor) -> Tensor:
+        """The sums (n, 2) for Trust of neighbours (n, 3, 3, H, W): here 0, which trusts the model."""
+        return torch.zeros(len(triples), 2)

@@ -310,7 +310,7 @@ def test_pictures_between_two_are_decoded_and_get_what_the_autoencoder_lost_of_t
     def decode(latents):
         return 0.5 + 0.01 * latents[:, :3]
 
-    frames = net.pictures_between(condition, sampled, decode)
+    frames = net.pictures_between(condition, sampled, decode, torch.ones(2))
     lost = pixels - decode(latents.flatten(0, 1)).unflatten(0, (2, 2))
     torch.testing.assert_close(frames[:, 1], 0.5 + 0.01 * sampled[:, 2, :3] + lost.mean(1))
     assert torch.equal(frames, (0.5 + 0.01 * sampled[:, 1:-1, :3] + over_frames(lost, 5)[:, 1:-1]).clamp(0, 1))
