@@ -22,7 +22,7 @@ LAMBDA = 0.03  # of the prior in training, as in the paper
 # The prefixes of the keys in a model file, see header.py.
 NETWORK, AUTOENCODER, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
 TEMPORAL_INPUT_HEADS = 8  # as in DynamiCrafter, VideoCrafter2, ModelScope's model and I2VGen-XL
-# Fields of demo.config.DemoNetworkConfig; a header with a value for one of them describes a model of that kind.
+# Fields of demo.config.DemoNetworkConfig, now or in 0.1; a header with a value for one describes a model of that kind.
 DEMO_FIELDS = {"residual_std", "motion_embedding", "forward_warp", "flow_warp", "amplitude_std"}
 T = TypeVar("T")
 
@@ -233,7 +233,7 @@ class ModelConfig:
             network = {k: v for k, v in network.items() if k not in DEMO_FIELDS or (v is not None and v is not False)}
             data = data | {"network": network}
             if not DEMO_FIELDS.isdisjoint(network):
-                kind = demo_module("config").DemoModelConfig
+                kind = demo_module("config").model_class(network)
         try:
             return TypeAdapter(kind).validate_python(data)
         except ValidationError as error:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, ClassVar
-
-from pydantic import StrictBool
+from typing import Annotated, Any, ClassVar
 
 from ..config import AUTOENCODER, NETWORK, AutoencoderConfig, ModelConfig, NetworkConfig, T, TextConfig
 from ..errors import MicroCinemaError
@@ -19,12 +17,11 @@ FLOW_PARAMETERS = 10**6  # of a flow network, at least
 
 @validated
 class DemoNetworkConfig(NetworkConfig):
-    """The paper's network with up to five extensions; network.py describes them."""
+    """The paper's network with up to four extensions; network.py describes them."""
 
     # With v-prediction only: the layers estimate the residual between the clip and a prediction. This is the standard
     # deviation of the residual.
     residual_std: LatentSize | None = None
-    motion_embedding: StrictBool = False  # adds τ·A(text) + τ²·B(text) to the time embedding, τ = signed frame offset
     # With residual_std and a text: the prediction is a forward warp of the centre frame, along paths that depend on the
     # text. This is the configuration of the model's autoencoder, which converts between latents and the pixels that are
     # warped; it has four or more pixels per latent cell in each direction.
@@ -36,8 +33,6 @@ class DemoNetworkConfig(NetworkConfig):
     amplitude_std: LatentSize | None = None
 
     PARTS: ClassVar[dict[str, str]] = NetworkConfig.PARTS | {
-        "motion_linear": "motion embedding",
-        "motion_quadratic": "motion embedding",
         "forward_warp": "forward warp",
         "flow_warp": "flow network",
         "prediction_in": "prediction",
@@ -45,8 +40,6 @@ class DemoNetworkConfig(NetworkConfig):
 
     def __post_init__(self):
         NetworkConfig.__post_init__(self)
-        if self.motion_embedding and self.context_dim is None:
-            raise ValueError("motion_embedding cannot be true without text: give context_dim")
         if self.forward_warp and self.residual_std is None:
             raise ValueError("forward_warp needs residual_std")
         if self.forward_warp and (self.condition != "centre" or self.context_dim is None):
@@ -104,15 +97,7 @@ class DemoModelConfig(ModelConfig):
         return self.network.forward_warp is not None
 
     def from_file(self, tensors: dict[str, T]) -> dict[str, T]:
-        """Add the tensors of the warp's autoencoder, which are the model's own.
-
-        Raises MicroCinemaError for a forward warp of an earlier release.
-        """
-        if f"{NETWORK}forward_warp.points.0.weight" in tensors:
-            raise MicroCinemaError(
-                "models with a forward warp of a release before 0.2 cannot be read: take this release's demo-base, or "
-                "train it again with configs/demo-base.toml"
-            )
+        """Add the tensors of the warp's autoencoder, which are the model's own."""
         if not (prefix := self._warp_autoencoder):
             return tensors
         autoencoder = {key: value for key, value in tensors.items() if key.startswith(AUTOENCODER)}
@@ -126,13 +111,24 @@ class DemoModelConfig(ModelConfig):
         return {key: value for key, value in tensors.items() if not key.startswith(prefix)}
 
 
+def model_class(network: dict[str, Any]) -> type[DemoModelConfig]:
+    """The class of the configuration of a header with this `network`. Raises MicroCinemaError for a base model of an
+    earlier release."""
+    if "motion_embedding" in network:
+        raise MicroCinemaError(
+            "base models of a release before 0.2 cannot be read: take this release's demo-base, or train it again "
+            "with configs/demo-base.toml"
+        )
+    return DemoModelConfig
+
+
 _AUTOENCODER = AutoencoderConfig(
     channels=16, channel_multipliers=(1, 2, 4, 4), res_blocks=1, latent_channels=16, norm_groups=1, pixel_shuffle=True
 )
 _NETWORK = DemoNetworkConfig(
     latent_channels=16, model_channels=64, channel_multipliers=(1, 1, 1), res_blocks=1, attention_levels=(1, 2),
     head_channels=32, norm_groups=4, context_dim=128, scale_shift_norm=True, residual_std=0.2,
-    motion_embedding=True, forward_warp=_AUTOENCODER, amplitude_std=0.05,
+    forward_warp=_AUTOENCODER, amplitude_std=0.05,
 )  # fmt: skip
 DEMO_BASE = DemoModelConfig(
     name="demo-base", network=_NETWORK, autoencoder=_AUTOENCODER,
@@ -143,7 +139,7 @@ DEMO_INTERPOLATION = replace(
     DEMO_BASE, name="demo-interpolation", text=None, fps=8.0,
     network=replace(
         _NETWORK, model_channels=24, head_channels=12, channel_multipliers=(1, 1), attention_levels=(1,),
-        context_dim=None, frames=5, condition="ends", motion_embedding=False, amplitude_std=None, forward_warp=None,
+        context_dim=None, frames=5, condition="ends", amplitude_std=None, forward_warp=None,
         flow_warp=_AUTOENCODER, residual_std=0.4,
     ),
 )  # fmt: skip

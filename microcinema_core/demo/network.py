@@ -3,7 +3,6 @@
 Let z̄ be a prediction of the clip's latents, by default the condition's. The layers learn only the residual
 r = z_0 − z̄, so that they need no capacity for what the prediction already contains, such as backgrounds. Each
 extension of the paper's network has a field in DemoNetworkConfig:
-- `motion_embedding`: τ·A(text) + τ²·B(text) is added to the time embedding, τ the signed time from the centre frame.
 - `residual_std`: the output is preconditioned around z̄ (Karras et al. 2022, table 1).
 - `forward_warp`: WarpUNet, the base model. z̄ is the picture, moved as the text says (warp.py).
 - `amplitude_std`: the amplitude of this motion is estimated from the noisy clip by linear regression.
@@ -58,15 +57,6 @@ class DemoUNet(MicroCinemaUNet):
 
     def __init__(self, config: DemoNetworkConfig, *, operations: Any = nn, dtype=None, device=None):
         super().__init__(config, operations=operations, dtype=dtype, device=device)
-        plain = {"dtype": dtype, "device": device}
-        if config.motion_embedding:
-            emb_dim = 4 * config.model_channels
-            self.motion_linear = operations.Linear(config.context_dim, emb_dim, bias=False, **plain)
-            self.motion_quadratic = operations.Linear(config.context_dim, emb_dim, bias=False, **plain)
-            # Not zero, since every branch that it feeds starts at zero already.
-            for layer in (self.motion_linear, self.motion_quadratic):
-                if layer.weight is not None and not layer.weight.is_meta:  # a host may create it when it loads a file
-                    layer.weight.detach().copy_(0.05 * torch.randn(layer.weight.shape, device=device))
 
     def predict(self, clips: Clips) -> Tensor:
         """As MicroCinemaUNet's, around the prediction of `predict_latents`."""
@@ -74,9 +64,6 @@ class DemoUNet(MicroCinemaUNet):
         text = pooled(clips.context) if clips.context is not None else None
         tau = self.times(clips).to(x)
         emb = self.embed_time(clips.timesteps, x.dtype)
-        if config.motion_embedding:
-            assert text is not None  # as DemoNetworkConfig and `forward` require
-            emb = emb + self.embed_motion(text, tau)
         h = self.embed_input(clips)
         if config.residual_std is None:
             return self.out(self.run_layers(h, emb, clips))
@@ -104,15 +91,6 @@ class DemoUNet(MicroCinemaUNet):
     def times(self, clips: Clips) -> Tensor:
         """The times τ (t,) of the frames."""
         return self.tau(clips.offsets)
-
-    def embed_motion(self, text: Tensor, tau: Tensor) -> Tensor:
-        """τ·A(p) + τ²·B(p), (b·t, E), for times τ (t,) and pooled texts p (b, 1, D).
-
-        It makes the direction of time an input. Without it the network learns the direction late: for a long time,
-        'left' and 'right' have the same loss.
-        """
-        tau = tau[:, None]
-        return (tau * self.motion_linear(text) + tau**2 * self.motion_quadratic(text)).flatten(0, 1)
 
     def _precondition(self, out: Tensor, clips: Clips, prediction: Prediction) -> Tensor:
         """Convert the layers' output F to v, for a residual r of standard deviation ρ (Karras et al. in VP form):

@@ -1,5 +1,5 @@
-"""What the bundled models add to the paper's network: a motion embedding, preconditioning around a prediction, and
-the forward warp that makes it."""
+"""What the bundled models add to the paper's network: preconditioning around a prediction, and the forward warp
+that makes it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import torch
 from demo_networks import VARIANTS
 from networks import TINY, assert_channels_last_is_kept, assert_layers_are_the_given_ones, inputs, predict, randomised
 
-from microcinema_core.config import BASE, LAMBDA
-from microcinema_core.demo.config import DEMO_BASE
+from microcinema_core.config import LAMBDA
 from microcinema_core.demo.flow_unet import FlowUNet
 from microcinema_core.demo.network import DemoUNet, Prediction, WarpUNet, pooled
 from microcinema_core.diffusion import NoiseSchedule
 from microcinema_core.model import MicroCinemaUNet, build
 from microcinema_core.model.clips import Clips, over_frames
-from microcinema_core.model.parameters import parameter_table
 
 
 def test_a_configuration_gets_its_class():
@@ -31,11 +29,6 @@ def test_without_its_additions_it_is_the_papers_network_to_the_bit():
     paper, demo = randomised(build(TINY)), build(VARIANTS["none"])
     demo.load_state_dict(paper.state_dict())
     assert torch.equal(predict(demo, *inputs(2)), predict(paper, *inputs(2)))
-
-
-def test_motion_embedding_is_counted_where_there_is_one():
-    assert parameter_table(DEMO_BASE)["motion embedding"] == 2 * 128 * 256
-    assert "motion embedding" not in parameter_table(BASE)
 
 
 # The frames of the condition
@@ -54,22 +47,6 @@ def test_one_frame_of_every_clip_is_the_picture(frames):
     expected = -((1 - sigma**2) / sigma + sigma) * latents[0, 0]
     close = [torch.allclose(frame, expected, atol=1e-4) for frame in out]
     assert close == [index == frames // 2 for index in range(frames)]
-
-
-# The motion embedding
-
-
-def test_motion_embedding_is_zero_at_the_centre_and_follows_the_text():
-    net = randomised(build(VARIANTS["motion"]))
-    context = torch.randn(2, 7, 12)
-    with torch.no_grad():
-        added = net.embed_motion(pooled(context), net.tau(torch.arange(-2, 3))).unflatten(0, (2, 5))
-        text = (context - context[:, 6:]).sum(dim=1) / 7**0.5
-        linear, quadratic = text @ net.motion_linear.weight.T, text @ net.motion_quadratic.weight.T
-    assert not added[:, 2].any()
-    torch.testing.assert_close(added[:, 4], linear + quadratic)
-    torch.testing.assert_close(added[:, 0], quadratic - linear)
-    torch.testing.assert_close(added[:, 3], linear / 2 + quadratic / 4)
 
 
 # The residual
@@ -178,7 +155,7 @@ def test_every_parameter_learns(config):
     assert [name for name, p in learned.items() if p.grad is None or not p.grad.any()] == []
 
 
-@pytest.mark.parametrize("name", ["motion", "like the demo"])
+@pytest.mark.parametrize("name", ["residual", "like the demo"])
 def test_timesteps_per_clip_equal_timesteps_per_frame(name):
     net = randomised(build(VARIANTS[name]))
     x, timesteps, context, latents = inputs(2, VARIANTS[name])

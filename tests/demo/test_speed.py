@@ -10,9 +10,7 @@ from networks import TINY
 from steps import compiled_graphs, operations_elsewhere
 
 CONFIGS = {
-    "base": demo_network(
-        TINY, scale_shift_norm=True, motion_embedding=True, forward_warp=PIXELS, residual_std=0.5, amplitude_std=0.05
-    ),
+    "base": demo_network(TINY, scale_shift_norm=True, forward_warp=PIXELS, residual_std=0.5, amplitude_std=0.05),
     "interpolation": demo_network(
         replace(TINY, condition="ends", context_dim=None, scale_shift_norm=True), flow_warp=PIXELS, residual_std=0.2
     ),

@@ -22,12 +22,11 @@ def demo_network(config: NetworkConfig, **added) -> DemoNetworkConfig:
 
 VARIANTS = {
     "none": demo_network(TINY),
-    "motion": demo_network(TINY, motion_embedding=True),
     "residual": demo_network(TINY, residual_std=0.5),
     "warp": demo_network(TINY, forward_warp=PIXELS, residual_std=0.5),
     "flow between ends": demo_network(ENDS, context_dim=None, flow_warp=PIXELS, residual_std=0.5),
     "like the demo": demo_network(
-        TINY, scale_shift_norm=True, motion_embedding=True, residual_std=0.5, latent_channels=16, amplitude_std=0.05,
+        TINY, scale_shift_norm=True, residual_std=0.5, latent_channels=16, amplitude_std=0.05,
         forward_warp=replace(PIXELS, latent_channels=16),
     ),
 }  # fmt: skip
@@ -41,7 +40,7 @@ def demo_model(config: ModelConfig, **added) -> DemoModelConfig:
 
 
 def tiny_demo_base(**added) -> DemoModelConfig:
-    return demo_model(tiny_base(), motion_embedding=True, **added)
+    return demo_model(tiny_base(), **added)
 
 
 def tiny_demo_between(**added) -> DemoModelConfig:
