@@ -83,7 +83,7 @@ class DemoModelConfig(ModelConfig):
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        """Only float32 with a warp: the forward warp overflows in half precision (docs/performance.md)."""
+        """Only float32 with a warp: interpolation ends in NaN in float16 (docs/performance.md, Activations)."""
         return ("float32",) if self._warp_autoencoder else super().dtypes
 
     @property
