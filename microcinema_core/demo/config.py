@@ -83,7 +83,7 @@ class DemoModelConfig(ModelConfig):
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        """Only float32 with a warp: interpolation ends in NaN in float16 (docs/performance.md, Activations)."""
+        """Only float32 with a warp: interpolation can end in NaN in float16 (docs/performance.md, Activations)."""
         return ("float32",) if self._warp_autoencoder else super().dtypes
 
     @property
