@@ -14,7 +14,7 @@ from ..model.autoencoder import Autoencoder
 from ..model.layers import zero
 from ..optical_flow import window_mean
 from .config import DemoNetworkConfig
-from .flow import COARSEST, FlowNetwork, Interpolated
+from .flow import AGREEMENT_STRIDE, COARSEST, FlowNetwork, Interpolated
 
 MAX_RESIDUAL = 0.1  # of a colour, from 0 to 1: the most that the diffusion model changes a pixel by
 # End frames, warped to the middle, show different scenes where their details correlate less and their colours differ
@@ -24,6 +24,7 @@ CUT_CORRELATION = 0.42
 CUT_DIFFERENCE = 0.09
 QUIET_SPEED = 2.0  # pixels between the end frames: slower places are quiet
 QUIET_DIFFERENCE = 4 / 255  # of the end frames' colours: places that differ less are quiet
+QUIET_WINDOW = 5  # cells of AGREEMENT_STRIDE pixels, the side of the window of both means
 
 
 @dataclass
@@ -121,10 +122,11 @@ def _quiet(ends: Tensor, made: Interpolated, intervals: int = 1) -> Tensor:
     """Where frames that were made between end frames (b, 2, 3, H, W), so many intervals apart, are quiet, (b, 1, H, W):
     what is there moves slowly, or the end frames hardly differ."""
     flows, difference = (
-        F.avg_pool2d(maps, 4) for maps in (made.flows.float(), (ends[:, 0] - ends[:, 1]).abs().mean(1, keepdim=True))
+        F.avg_pool2d(maps, AGREEMENT_STRIDE)
+        for maps in (made.flows.float(), (ends[:, 0] - ends[:, 1]).abs().mean(1, keepdim=True))
     )
     speed = (flows[:, :2] - flows[:, 2:]).norm(dim=1, keepdim=True) / intervals
-    speed, difference = window_mean(speed, 5), window_mean(difference.float(), 5)
+    speed, difference = (window_mean(maps.float(), QUIET_WINDOW) for maps in (speed, difference))
     quiet = ((speed < QUIET_SPEED) | (difference < QUIET_DIFFERENCE)).float()
     quiet = F.interpolate(window_mean(quiet, 3), ends.shape[-2:], mode="bilinear")
     return quiet.to(ends)

@@ -55,9 +55,6 @@ class DemoUNet(MicroCinemaUNet):
     config: DemoNetworkConfig
     prediction_in: nn.Module  # of subclasses whose prediction has a visibility
 
-    def __init__(self, config: DemoNetworkConfig, *, operations: Any = nn, dtype=None, device=None):
-        super().__init__(config, operations=operations, dtype=dtype, device=device)
-
     def predict(self, clips: Clips) -> Tensor:
         """As MicroCinemaUNet's, around the prediction of `predict_latents`."""
         config, x, frames = self.config, clips.x, len(clips.offsets)
