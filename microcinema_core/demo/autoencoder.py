@@ -62,7 +62,7 @@ def train_autoencoder(
     start_as_transform(model, frames[::4, 0].float() / 255)
     objective = AutoencoderObjective(channels_last(model), table.kl_weight)
     trainer = Trainer(objective, config, folder, world, data=paths[0].stem)
-    held_out = frames[-8:, 0].float() / 255
+    held_out = (frames[-8:, 0].float() / 255).to(world.device)
     frames = frames[:-8]
 
     def batches(first: int):
@@ -83,7 +83,7 @@ def train_autoencoder(
         return {"held_out_psnr": -10 * F.mse_loss(decoded, held_out).log10().item()}
 
     trainer.run(batches, show)
-    fold_normalisation(model, frames[:: max(1, len(frames) // 256), 0].float() / 255)
+    fold_normalisation(model, (frames[:: max(1, len(frames) // 256), 0].float() / 255).to(world.device))
     return model
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -63,20 +64,20 @@ def draw_pool(
 
 
 class MovedScenes:
-    """The scenes of a pool, which are read from the disk where they are used."""
+    """The scenes of a pool: on a GPU all are in its memory, on the CPU they are read from the disk where they are
+    used."""
 
-    def __init__(self, paths: Sequence[Path]):
-        self.files = [safe_open(path, "pt") for path in paths]
+    def __init__(self, paths: Sequence[Path], device: torch.device | str = "cpu"):
+        self.files = [_opened(path, torch.device(device)) for path in paths]
         self.identity = paths[0].stem if paths else ""  # of the way in which they were drawn
-        counts = [file.get_slice("frames").get_shape()[0] for file in self.files]
-        self.rows = [(number, row) for number, count in enumerate(counts) for row in range(count)]
+        self.rows = [(number, row) for number in range(len(paths)) for row in range(SCENES_PER_SHARD)]
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Scenes: frames (b, FRAMES, 3, SIDE, SIDE) in [0, 1], and velocities (b, FRAMES − 2, 2, SIDE, SIDE) in pixels
         of those between the end frames."""
         places = [self.rows[index] for index in indices]
         frames, velocity = (
-            torch.cat([self.files[number].get_slice(name)[row : row + 1] for number, row in places])
+            torch.cat([self.files[number][name][row : row + 1] for number, row in places])
             for name in ("frames", "velocity")
         )
         return frames.float() / 255, velocity.float()
@@ -104,9 +105,17 @@ class MovedScenes:
             for axis in (0, 1):
                 if integer(2):
                     clip, flow = clip.flip(axis - 2), flow.flip(axis - 2)
-                    flow = flow * torch.tensor([-1.0 if axis else 1.0, 1.0 if axis else -1.0]).view(2, 1, 1)
+                    sign = torch.tensor([-1.0 if axis else 1.0, 1.0 if axis else -1.0])
+                    flow = flow * sign.to(flow).view(2, 1, 1)
             if integer(2):
                 clip, flow = clip.mT, flow.mT.flip(0)
             crops.append((clip, flow))
         frames, velocity = (torch.stack(parts) for parts in zip(*crops, strict=True))
         return (1 - time, frames.flip(1), -velocity) if reverse else (time, frames, velocity)
+
+
+def _opened(path: Path, device: torch.device) -> dict[str, Any]:
+    """The tensors of a shard by name, in the memory of a GPU, or slices of its file."""
+    file = safe_open(path, "pt", str(device))
+    read = file.get_slice if device.type == "cpu" else file.get_tensor
+    return {name: read(name) for name in ("frames", "velocity")}

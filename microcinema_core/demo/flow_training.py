@@ -6,21 +6,23 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..metrics.quality import psnr
-from ..training.config import RunConfig
 from ..training.data.order import sample_seed
 from ..training.distributed import Processes
 from ..training.trainer import Figures, Objective
 from .flow import Estimate, FlowNetwork, blend, warp_pair
 from .flow_data import MovedScenes
 
+if TYPE_CHECKING:
+    from .recipes import DemoRunConfig
+
 SPEEDS = (0, 2, 8, 20, 1000)  # pixels between the end frames: the log has the flow's error for each of these bands
-CROP = 144  # pixels, the side of the training crops
 FLOW_WEIGHT = 0.004  # of the end-point error in pixels, at each level, relative to the error of colours from 0 to 1
 LEVEL_WEIGHT = 0.2  # of the blended pictures at each level, relative to the frame
 # Of frames at full resolution the logarithm of the error counts, as in PSNR: what is gained where little moves counts
@@ -43,7 +45,7 @@ def losses(network: FlowNetwork, frames: Tensor, velocity: Tensor, time: float) 
         velocity_loss, picture_loss = _level_losses(estimate, pictures, target, velocity, time)
         flow_loss, loss = flow_loss + velocity_loss, loss + LEVEL_WEIGHT * picture_loss
     details = errors_by_speed(result.estimates[-1].velocity.detach(), velocity)
-    return loss + FLOW_WEIGHT * flow_loss, details | {"frame": charbonnier(result.frame - target).item()}
+    return loss + FLOW_WEIGHT * flow_loss, details | {"frame": charbonnier(result.frame - target).mean().item()}
 
 
 def _level_losses(
@@ -53,19 +55,18 @@ def _level_losses(
     factor = target.shape[-1] // estimate.velocity.shape[-1]
     small, cells = F.avg_pool2d(pictures.flatten(0, 1), factor).unflatten(0, (-1, 2)), estimate.velocity / factor
     warped = torch.cat(warp_pair(small.unbind(1), cells, time), 1)
-    picture_loss = charbonnier(blend(warped, estimate.logit, time) - F.avg_pool2d(target, factor))
+    picture_loss = charbonnier(blend(warped, estimate.logit, time) - F.avg_pool2d(target, factor)).mean()
     return _length(estimate.velocity - F.avg_pool2d(velocity, factor)).mean(), picture_loss
 
 
 def charbonnier(difference: Tensor) -> Tensor:
-    """The mean of √(x² + 0.001²), a smooth absolute value."""
-    return (difference.square() + 1e-6).sqrt().mean()
+    """The means of √(x² + 0.001²), a smooth absolute value, of each of the maps (b, C, H, W)."""
+    return (difference.square() + 1e-6).sqrt().mean((1, 2, 3))
 
 
 def _logarithm(difference: Tensor) -> Tensor:
     """The loss of the differences (b, 3, H, W) of frames; its gradient is `charbonnier`'s where the error is usual."""
-    error = torch.stack([charbonnier(frame) for frame in difference])
-    return (SMALL_ERROR + USUAL_ERROR) * (SMALL_ERROR + error).log().mean()
+    return (SMALL_ERROR + USUAL_ERROR) * (SMALL_ERROR + charbonnier(difference)).log().mean()
 
 
 def _length(vectors: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ class FlowObjective(Objective):
 class FlowBatches:
     """The batches of one process, callable as Trainer's `batches`. They depend on the seed and the step alone."""
 
-    def __init__(self, config: RunConfig, scenes: MovedScenes, world: Processes):
+    def __init__(self, config: DemoRunConfig, scenes: MovedScenes, world: Processes):
         self.config, self.scenes, self.world = config, scenes, world
 
     def __call__(self, first: int) -> Iterator[list[FlowBatch]]:
@@ -112,7 +113,7 @@ class FlowBatches:
         c = self.config.train
         for step in itertools.count(first):
             generator = torch.Generator().manual_seed(sample_seed(c.seed, step, 0))
-            time, *maps = self.scenes.sample(generator, c.batch_size, CROP)
+            time, *maps = self.scenes.sample(generator, c.batch_size, self.config.demo.crop)
             frames, velocity = (values.tensor_split(self.world.count)[self.world.rank] for values in maps)
             yield [FlowBatch(time, frames, velocity)]
 
@@ -136,4 +137,6 @@ def validate(network: nn.Module, held_out: MovedScenes, *, limit: int) -> tuple[
     names = sorted({name for speed in speeds for name in speed})
     bands = {f"held_out_{name}": [speed[name] for speed in speeds if name in speed] for name in names}
     figures = {name: sum(values) / len(values) for name, values in bands.items()}
-    return figures | {"psnr": sum(psnrs) / len(psnrs), "psnr_blend": sum(blended) / len(blended)}, torch.stack(rows)
+    return figures | {"psnr": sum(psnrs) / len(psnrs), "psnr_blend": sum(blended) / len(blended)}, torch.stack(
+        rows
+    ).cpu()

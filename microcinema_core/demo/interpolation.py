@@ -51,8 +51,8 @@ def train_flow(config: DemoRunConfig, folder: Path, pool: Path, world: Processes
     """Train the flow network. Returns it with averaged weights."""
     table, workers = config.demo, max(1, config.train.workers)
     with world.first_goes_first(), locked(pool, wait=True):
-        scenes = MovedScenes(draw_pool(pool, table.folders, table.shards, workers))
-        held_out = MovedScenes(draw_pool(pool, table.folders, 1, 1, held_out=True))
+        scenes = MovedScenes(draw_pool(pool, table.folders, table.shards, workers), world.device)
+        held_out = MovedScenes(draw_pool(pool, table.folders, 1, 1, held_out=True), world.device)
     torch.manual_seed(config.train.seed)
     network = channels_last(FlowNetwork())
 
@@ -78,9 +78,8 @@ def train_residual(
     network.flow_warp.autoencoder.load_state_dict(autoencoder.state_dict())
     network.flow_warp.network.load_state_dict(flow.state_dict())
     network.flow_warp.requires_grad_(False)
-    clips = draw_clips(
-        channels_last(network), photographs, range(CLIP_SEED, CLIP_SEED + config.demo.residual_clips), CLIP_SIDE
-    )
+    seeds = range(CLIP_SEED, CLIP_SEED + config.demo.residual_clips)
+    clips = draw_clips(channels_last(network.to(world.device)), photographs, seeds, CLIP_SIDE)
     settings = replace(config, train=replace(config.train, steps=config.demo.residual_steps, **RESIDUAL_SETTINGS))
     identity = f"{photographs.identity} {len(clips)} clips"
     trainer = Trainer(ResidualObjective(model_config, network), settings, folder, world, data=identity)

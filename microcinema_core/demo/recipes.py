@@ -16,6 +16,8 @@ from ..training.distributed import Processes, processes
 from ..training.states import check_state
 from ..validated import Fits, Range, shown, validated
 from .config import DEMO_BASE, DEMO_INTERPOLATION, DemoModelConfig
+from .flow import COARSEST
+from .flow_data import SIDE
 from .moved_photographs import FOLDERS, Photographs
 
 RUNS = Path("runs")
@@ -30,9 +32,10 @@ class DemoTable:
     task: Literal["autoencoder", "diffusion", "interpolation"]
     model: str  # the name of the configuration that is trained
     shards: Shards = 4  # of drawn scenes, with 250 clips each, or of moved photographs, with 200
+    # tasks autoencoder and interpolation
+    crop: Annotated[int, Range(1, 8192, "pixels", 64)] = 64  # side of the training crops
     # task autoencoder
     kl_weight: Annotated[float, Range(0, 1000, such_as=1e-4)] = 1e-4
-    crop: Annotated[int, Range(1, 8192, "pixels", 64)] = 64  # side of the training crops
     # tasks diffusion and interpolation
     autoencoder: str = ""  # the model file with the autoencoder
     # task diffusion
@@ -78,13 +81,15 @@ class DemoRunConfig(RunConfig):
 
     def check(self, model: DemoModelConfig) -> None:
         """Raise MicroCinemaError unless these settings can train this model."""
-        factor, side, c = model.autoencoder.factor, model.width, self.demo
+        c, factor, side = self.demo, model.autoencoder.factor, model.width
+        if c.task == "interpolation":
+            factor, side = COARSEST, SIDE
+        if c.task != "diffusion" and (c.crop % factor or c.crop > side):
+            near = min(max(round(c.crop / factor), 1) * factor, side)
+            raise MicroCinemaError(
+                f"crop cannot be {c.crop}: give a multiple of {factor} pixels up to {side}, such as {near}"
+            )
         if c.task == "autoencoder":
-            if c.crop % factor or c.crop > side:
-                near = min(max(round(c.crop / factor), 1) * factor, side)
-                raise MicroCinemaError(
-                    f"crop cannot be {c.crop}: give a multiple of {factor} pixels up to {side}, such as {near}"
-                )
             return
         kind = "interpolation" if model.network.flow_warp else "diffusion"
         if c.task != kind:

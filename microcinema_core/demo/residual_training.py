@@ -71,6 +71,7 @@ def draw_clips(network: FlowUNet, photographs: Photographs, seeds: Sequence[int]
     times, parts = [index / (frames - 1) for index in range(frames)], []
     for start in range(0, len(seeds), BATCH):
         pixels = torch.stack([draw_film(photographs, seed, side)[0] for seed in seeds[start : start + BATCH]])
+        pixels = pixels.to(network.flow_warp.residual_out.weight.device)
         flat = pixels.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         latents = network.flow_warp.autoencoder.encode(flat).unflatten(0, pixels.shape[:2])
         clips = WarpedClips(pixels, latents, network.flow_warp(pixels[:, [0, -1]], latents[:, [0, -1]], times))
@@ -176,6 +177,6 @@ def least_squares(parts: Sequence[tuple[Tensor, Tensor]], factor: int) -> Tensor
         inputs = F.unfold(residual, 3, padding=1).movedim(1, 0).flatten(1)
         outputs = F.pixel_unshuffle(pixels, factor).movedim(1, 0).flatten(1)
         products, targets = products + inputs @ inputs.mT, targets + inputs @ outputs.mT
-    ridge = RIDGE * products.diagonal().mean() * torch.eye(len(products))
+    ridge = RIDGE * products.diagonal().mean() * torch.eye(len(products)).to(products)
     weights = torch.linalg.solve(products + ridge, targets).mT
     return weights.reshape(len(weights), -1, 3, 3)

@@ -66,7 +66,7 @@ def train_video(
     objective = DemoObjective(config, losses, model)
     trainer = Trainer(objective, config, folder, world, data=data.identity)
     batches = _Batches(config, model_config, data, model, world)
-    trainer.run(batches, _Samples(model_config, losses, data, model, autoencoder, world).show)
+    trainer.run(batches, _Samples(model_config, losses, data, model, autoencoder.to(world.device), world).show)
     return LoadedModel(model_config, model.network, autoencoder, model.text)
 
 
@@ -226,13 +226,14 @@ class _Samples:
         """Write an image of samples, each below its true clip. Returns the losses of the held-out clips at a high noise
         level, with the true captions and with opposite directions."""
         losses, model, model_config = self.losses, self.model, self.model_config
-        batch, prompts = self.data.latents[-HELD_OUT:].float(), self.data.captions[-HELD_OUT:]
-        noise = torch.randn(batch.shape, generator=torch.Generator().manual_seed(1))
-        timesteps = torch.full((len(batch),), 900)
-        figures = {"held_out": losses.losses(model, batch, timesteps, noise, tokenize(model, prompts)).mean().item()}
-        swapped = tokenize(model, [reverse(prompt) for prompt in prompts])
-        figures["held_out_swapped"] = losses.losses(model, batch, timesteps, noise, swapped).mean().item()
-        pipeline = Pipeline(LoadedModel(model_config, model.network, self.autoencoder, model.text))
+        device, prompts = self.world.device, self.data.captions[-HELD_OUT:]
+        batch = self.data.latents[-HELD_OUT:].to(device, torch.float32)
+        noise = torch.randn(batch.shape, generator=torch.Generator().manual_seed(1)).to(device)
+        timesteps = torch.full((len(batch),), 900, device=device)
+        told = tokenize(model, prompts).to(device), tokenize(model, [reverse(prompt) for prompt in prompts]).to(device)
+        held_out, swapped = (losses.losses(model, batch, timesteps, noise, tokens).mean().item() for tokens in told)
+        figures = {"held_out": held_out, "held_out_swapped": swapped}
+        pipeline = Pipeline(LoadedModel(model_config, model.network, self.autoencoder, model.text), device)
         clips, cfg = batch[:4], model_config.cfg
         context = model.text.encode([""] * len(clips) * (cfg != 1) + prompts[: len(clips)])
         sampled = pipeline.sample(

@@ -6,7 +6,6 @@ The loss is the squared error of the network's output: of eps as in the paper, o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -93,17 +92,10 @@ class Batch:
     mean: Tensor | None = None
     log_variance: Tensor | None = None
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch on a device."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: change(value) for name, value in tensors.items() if value is not None})
+        return replace(self, **{name: value.pin_memory() for name, value in tensors.items() if value is not None})
 
 
 def scaled_latents(batch: Batch, autoencoder: Autoencoder) -> Tensor:
@@ -138,7 +130,6 @@ class VideoObjective(Objective):
 
     def forward(self, step: int, batch: Batch) -> tuple[Tensor, Figures]:
         """The mean loss, and the loss of each quarter of the timesteps that occurs, the least noisy first."""
-        batch = batch.to(next(self.model.parameters()).device)
         latents = scaled_latents(batch, self.autoencoder[0])
         losses = self.diffusion.losses(self.model, latents, batch.timesteps, batch.noise, batch.text)
         return losses.mean(), by_band(losses.detach(), batch.timesteps)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -155,7 +156,7 @@ class Trainer(Generic[Trained]):
         with gradients_are_synchronised(self.wrapped, last):
             # A weight is used once in a step: kept copies of it in bfloat16 would be of no use, and take 4 GB.
             with torch.autocast(device, torch.bfloat16, enabled=bfloat16, cache_enabled=False):
-                loss, figures = self.wrapped(step, batch)
+                loss, figures = self.wrapped(step, _on_device(batch, self.world.device))
             part = loss / self.micro_batches
             part.backward()
         self.monitor.details(figures)
@@ -180,6 +181,17 @@ def _closing(steps: Iterator[Any]) -> Iterator[None]:
         yield
     finally:
         getattr(steps, "close", lambda: None)()
+
+
+def _on_device(batch: Any, device: torch.device) -> Any:
+    """The tensors of a batch on a device: one, a tuple of them, or a dataclass that has some."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, tuple):
+        return tuple(_on_device(part, device) for part in batch)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return replace(batch, **{field.name: _on_device(getattr(batch, field.name), device) for field in fields(batch)})
+    return batch
 
 
 def _optimizer(objective: Objective, config: RunConfig) -> torch.optim.Optimizer:

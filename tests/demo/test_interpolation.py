@@ -14,7 +14,7 @@ from short_runs import CONFIG as GENERIC
 from tiny import random_model, tiny_base
 
 from microcinema_core.checkpoint import load_model, save_model
-from microcinema_core.demo import flow_data, flow_training, interpolation, recipes
+from microcinema_core.demo import flow_data, interpolation, recipes
 from microcinema_core.demo.flow_training import FlowBatches, FlowObjective
 from microcinema_core.demo.recipes import DemoRunConfig, DemoTable
 from microcinema_core.errors import MicroCinemaError
@@ -41,7 +41,7 @@ def run(root):
 
     def run(name, at=lambda step: None):
         table = DemoTable(
-            task="interpolation", model="demo-interpolation", autoencoder="autoencoder.safetensors", shards=1,
+            task="interpolation", model="demo-interpolation", autoencoder="autoencoder.safetensors", shards=1, crop=48,
             pictures=(str(root / "pictures"),), residual_clips=8, residual_steps=2,
         )  # fmt: skip
         forward = FlowObjective.forward
@@ -52,7 +52,7 @@ def run(root):
 
         with pytest.MonkeyPatch.context() as patch:
             for module, name_, value in (
-                (flow_data, "SCENES_PER_SHARD", 6), (flow_training, "CROP", 48),
+                (flow_data, "SCENES_PER_SHARD", 6),
                 (interpolation, "HELD_OUT", 2), (interpolation, "CLIP_SIDE", 64),
                 (recipes, "MODELS", {"demo-interpolation": MODEL}), (FlowObjective, "forward", watched),
             ):  # fmt: skip
@@ -98,7 +98,8 @@ def test_processes_divide_the_batch_of_one():
         def sample(self, generator, count, crop):
             return 0.25, torch.rand(count, 3, 3, crop, crop, generator=generator), torch.zeros(count, 2, crop, crop)
 
-    config = changed(batch_size=4)
+    table = DemoTable(task="interpolation", model="demo-interpolation", crop=48)
+    config = DemoRunConfig(changed(batch_size=4).train, table)
     worlds = [ALONE, *(replace(ALONE, rank=rank, count=2) for rank in range(2))]
     alone, first, second = (next(FlowBatches(config, Scenes(), world)(3))[0] for world in worlds)
     assert torch.equal(alone.frames, torch.cat([first.frames, second.frames])) and len(first.frames) == 2
