@@ -164,7 +164,9 @@ def _sampled_residuals(model: LoadedModel, network: FlowUNet, clips: WarpedClips
     encoded = network.encode_condition(ends, lambda_=model.config.lambda_)
     encoded.warped = clips.warped
     seeds = list(range(seed, seed + len(clips)))
-    sampled = Pipeline(model).sample(ends, None, frames=clips.latents.shape[1], seeds=seeds, encoded=encoded)
+    sampled = Pipeline(model, clips.latents.device).sample(
+        ends, None, frames=clips.latents.shape[1], seeds=seeds, encoded=encoded
+    )
     residual, pixels = sampled - clips.warped.latents, clips.pixels - clips.warped.pixels
     return residual[:, 1:-1].flatten(0, 1), pixels[:, 1:-1].flatten(0, 1)
 
