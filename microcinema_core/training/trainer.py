@@ -156,7 +156,7 @@ class Trainer(Generic[Trained]):
         with gradients_are_synchronised(self.wrapped, last):
             # A weight is used once in a step: kept copies of it in bfloat16 would be of no use, and take 4 GB.
             with torch.autocast(device, torch.bfloat16, enabled=bfloat16, cache_enabled=False):
-                loss, figures = self.wrapped(step, _on_device(batch, self.world.device))
+                loss, figures = self.wrapped(step, on_device(batch, self.world.device))
             part = loss / self.micro_batches
             part.backward()
         self.monitor.details(figures)
@@ -183,14 +183,14 @@ def _closing(steps: Iterator[Any]) -> Iterator[None]:
         getattr(steps, "close", lambda: None)()
 
 
-def _on_device(batch: Any, device: torch.device) -> Any:
+def on_device(batch: Any, device: torch.device) -> Any:
     """The tensors of a batch on a device: one, a tuple of them, or a dataclass that has some."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, tuple):
-        return tuple(_on_device(part, device) for part in batch)
+        return tuple(on_device(part, device) for part in batch)
     if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(batch, **{field.name: _on_device(getattr(batch, field.name), device) for field in fields(batch)})
+        return replace(batch, **{field.name: on_device(getattr(batch, field.name), device) for field in fields(batch)})
     return batch
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ from microcinema_core.training.config import RunConfig, TrainConfig
 from microcinema_core.training.distributed import processes, training_device
 from microcinema_core.training.ema import Ema, power_exponent
 from microcinema_core.training.states import check_state, states
-from microcinema_core.training.trainer import Trainer
+from microcinema_core.training.trainer import Trainer, on_device
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,6 +53,24 @@ def test_learning_rate_rises_stays_and_falls_to_zero(tmp_path):
     assert rate(75) == pytest.approx(1.0)
     assert rate(62.5) == pytest.approx(1 + math.cos(math.pi / 4))
     assert rate(100) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_batch_goes_to_the_device_whole():
+    @dataclass
+    class Inner:
+        values: torch.Tensor
+
+    @dataclass
+    class Batch:
+        inner: Inner
+        others: tuple
+        time: float
+        missing: torch.Tensor | None = None
+
+    given = Batch(Inner(torch.ones(2)), (torch.ones(3), "text"), 0.5)
+    moved = on_device(given, torch.device("meta"))
+    assert moved.inner.values.is_meta and moved.others[0].is_meta and moved.others[1] == "text"
+    assert (moved.time, moved.missing) == (0.5, None) and not given.inner.values.is_meta
 
 
 def test_optimiser_follows_the_learning_rate(tmp_path):
