@@ -109,6 +109,7 @@ def test_processes_divide_the_batch_of_one():
     ("overrides", "message"),
     [
         ({"task": "diffusion"}, "task cannot be 'diffusion' for the model 'demo-interpolation': give 'interpolation'"),
+        ({"crop": 100}, "crop cannot be 100: give a multiple of 16 pixels up to 224, such as 96"),
         ({"pictures": "/nowhere"}, "there are too few photographs of 600 pixels or more in /nowhere: name a folder"),
     ],
 )
@@ -117,7 +118,8 @@ def test_settings_that_cannot_train_it_are_refused(overrides, message, tmp_path)
     pictures = overrides.get("pictures", "/usr")
     config.write_text(
         f'[demo]\ntask = "{overrides.get("task", "interpolation")}"\nmodel = "demo-interpolation"\n'
-        f'pictures = ["{pictures}"]\n[train]\nsteps = 1\nbatch_size = 1\nlearning_rate = 1.0\n'
+        f'pictures = ["{pictures}"]\ncrop = {overrides.get("crop", 64)}\n'
+        "[train]\nsteps = 1\nbatch_size = 1\nlearning_rate = 1.0\n"
     )
     with pytest.raises(MicroCinemaError, match=message):
         recipes.main(config, tmp_path / "run")
