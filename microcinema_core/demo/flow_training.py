@@ -137,6 +137,5 @@ def validate(network: nn.Module, held_out: MovedScenes, *, limit: int) -> tuple[
     names = sorted({name for speed in speeds for name in speed})
     bands = {f"held_out_{name}": [speed[name] for speed in speeds if name in speed] for name in names}
     figures = {name: sum(values) / len(values) for name, values in bands.items()}
-    return figures | {"psnr": sum(psnrs) / len(psnrs), "psnr_blend": sum(blended) / len(blended)}, torch.stack(
-        rows
-    ).cpu()
+    figures |= {"psnr": sum(psnrs) / len(psnrs), "psnr_blend": sum(blended) / len(blended)}
+    return figures, torch.stack(rows).cpu()
