@@ -12,7 +12,7 @@ from ..validated import Range, validated
 LatentSize = Annotated[float, Range(0, 1000, "in latents", 0.2, above=True)]
 # The autoencoders of the warps equal the file's own, which is stored only once.
 WARP_AUTOENCODERS = {name: f"{NETWORK}{name}.autoencoder." for name in ("forward_warp", "flow_warp")}
-FLOW_PARAMETERS = 10**6  # of a flow network, at least
+FLOW_PARAMETERS = 6 * 10**5  # of a flow network, at least
 
 
 @validated
@@ -26,7 +26,7 @@ class DemoNetworkConfig(NetworkConfig):
     # text. This is the configuration of the model's autoencoder, which converts between latents and the pixels that are
     # warped; it has four or more pixels per latent cell in each direction.
     forward_warp: AutoencoderConfig | None = None
-    # With residual_std, between end frames: the prediction is made by a flow network (flow.py), which moves the pixels
+    # With residual_std, between end frames: the prediction is made by a flow network (flow.py) of the moved pixels
     # of both. This is the configuration of the model's autoencoder, which converts the result to latents.
     flow_warp: AutoencoderConfig | None = None
     # With a forward warp: the standard deviation of the motion's amplitude, relative to that of the text.

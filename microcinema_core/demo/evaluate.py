@@ -330,7 +330,7 @@ def moved_clips(folder: Path, seed: int) -> Iterator[tuple[str, Tensor]]:
     """Scenes of moved photographs from `seed` on, whose photographs are not those of the training."""
     photographs = Photographs([folder], held_out=None, min_side=1)
     for number in itertools.count(seed):
-        yield f"moved {number}", draw_film(photographs, number, MOVED_SIDE)[0]
+        yield f"moved {number}", draw_film(photographs, number, MOVED_SIDE)
 
 
 # --- helpers ---

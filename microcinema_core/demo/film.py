@@ -30,12 +30,11 @@ KEY_FRAMES = (3, 5, 250)  # one frame in so many does not depend on others
 DECODERS = {"libx264": "h264"}
 
 
-def draw_film(photographs: Photographs, seed: int, side: int) -> tuple[Tensor, Tensor]:
-    """Draw a scene and film it. Returns FRAMES frames (t, 3, side, side) in [0, 1], and the velocity (t, 2, side, side)
-    of what is visible in each, right and down in pixels between the end frames. `side` is even."""
+def draw_film(photographs: Photographs, seed: int, side: int) -> Tensor:
+    """Draw a scene and film it: FRAMES frames (t, 3, side, side) in [0, 1]. `side` is even."""
     generator = Generator().manual_seed(seed)
     times = [index / (FRAMES - 1) for index in range(-1, FRAMES)]  # coded with one before
-    frames, velocities = draw_scene(photographs, generator, times, side)
+    frames, _ = draw_scene(photographs, generator, times, side)
     if uniform(generator) < 0.6:
         frames = frames + abs(normal(generator, NOISE)) * torch.randn(frames.shape, generator=generator)
     codec, (low, high) = choice(generator, CODECS)
@@ -45,7 +44,7 @@ def draw_film(photographs: Photographs, seed: int, side: int) -> tuple[Tensor, T
         pictures = [_jpeg(picture, quality) for picture in pictures]
     elif codec:
         pictures = _coded(pictures, codec, quality, key_frames)
-    return torch.stack([to_tensor(picture) for picture in pictures[1:]]), velocities[1:]
+    return torch.stack([to_tensor(picture) for picture in pictures[1:]])
 
 
 def _to_bytes(frames: Tensor) -> np.ndarray:

@@ -33,21 +33,17 @@ def shard_path(folder: Path, photographs: Photographs, index: int) -> Path:
 def draw_shard(folder: Path, pictures: Sequence[Path], index: int, held_out: bool) -> Path:
     """Draw shard `index` with the pictures of these folders unless its file exists, and return its path.
 
-    The file contains the `frames` (n, FRAMES, 3, SIDE, SIDE) in uint8, and for those between the end frames the
-    `velocity` (n, FRAMES − 2, 2, SIDE, SIDE) in float16.
+    The file contains the `frames` (n, FRAMES, 3, SIDE, SIDE) in uint8.
     """
     photographs = Photographs(pictures, held_out=held_out)
     path = shard_path(folder, photographs, index)
     if path.exists():
         return path
-    frames, velocities = [], []
-    for row in range(index * SCENES_PER_SHARD, (index + 1) * SCENES_PER_SHARD):
-        scene, velocity = draw_film(photographs, row + HELD_OUT_SEED * held_out, SIDE)
-        frames.append((scene * 255).round().to(torch.uint8))
-        velocities.append(velocity[1:-1].half().contiguous())
-    tensors = {"frames": torch.stack(frames), "velocity": torch.stack(velocities)}
+    rows = range(index * SCENES_PER_SHARD, (index + 1) * SCENES_PER_SHARD)
+    films = (draw_film(photographs, row + HELD_OUT_SEED * held_out, SIDE) for row in rows)
+    frames = torch.stack([(film * 255).round().to(torch.uint8) for film in films])
     with whole_file(path) as part:
-        save_file(tensors, part)
+        save_file({"frames": frames}, part)
     return path
 
 
@@ -68,23 +64,20 @@ class MovedScenes:
     used."""
 
     def __init__(self, paths: Sequence[Path], device: torch.device | str = "cpu"):
-        self.files = [_opened(path, torch.device(device)) for path in paths]
+        self.shards = [_frames(path, torch.device(device)) for path in paths]
         self.identity = paths[0].stem if paths else ""  # of the way in which they were drawn
-        self.rows = [(number, row) for number in range(len(paths)) for row in range(SCENES_PER_SHARD)]
 
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Scenes: frames (b, FRAMES, 3, SIDE, SIDE) in [0, 1], and velocities (b, FRAMES − 2, 2, SIDE, SIDE) in pixels
-        of those between the end frames."""
-        places = [self.rows[index] for index in indices]
-        frames, velocity = (
-            torch.cat([self.files[number][name][row : row + 1] for number, row in places])
-            for name in ("frames", "velocity")
-        )
-        return frames.float() / 255, velocity.float()
+    def __len__(self) -> int:
+        return len(self.shards) * SCENES_PER_SHARD
 
-    def sample(self, generator: Generator, count: int, crop: int) -> tuple[float, Tensor, Tensor]:
-        """A random batch: a time between the ends, frames (b, 3, 3, crop, crop), the first, that of this time and the
-        last, and its velocities (b, 2, crop, crop).
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """The frames (b, FRAMES, 3, SIDE, SIDE) of scenes, in [0, 1]."""
+        places = [divmod(index, SCENES_PER_SHARD) for index in indices]
+        return torch.cat([self.shards[number][row : row + 1] for number, row in places]).float() / 255
+
+    def sample(self, generator: Generator, count: int, crop: int) -> tuple[float, Tensor]:
+        """A random batch: a time between the ends, and frames (b, 3, 3, crop, crop), the first, that of this time and
+        the last.
 
         Scenes are cropped, mirrored, transposed, reversed in time and get their colour channels in another order.
         """
@@ -93,29 +86,20 @@ class MovedScenes:
             return int(torch.randint(high, (), generator=generator))
 
         between = 1 + integer(FRAMES - 2)
-        time = between / (FRAMES - 1)
-        frames, velocity = self.batch(torch.randint(len(self.rows), (count,), generator=generator).tolist())
-        frames, velocity = frames[:, [0, between, -1]], velocity[:, between - 1]
+        frames = self.batch(torch.randint(len(self), (count,), generator=generator).tolist())[:, [0, between, -1]]
         reverse = bool(integer(2))
         crops = []
-        for clip, flow in zip(frames, velocity, strict=True):
+        for clip in frames:
             y, x = integer(SIDE - crop + 1), integer(SIDE - crop + 1)
-            clip, flow = clip[..., y : y + crop, x : x + crop], flow[..., y : y + crop, x : x + crop]
-            clip = clip[:, torch.randperm(3, generator=generator)]
-            for axis in (0, 1):
-                if integer(2):
-                    clip, flow = clip.flip(axis - 2), flow.flip(axis - 2)
-                    sign = torch.tensor([-1.0 if axis else 1.0, 1.0 if axis else -1.0])
-                    flow = flow * sign.to(flow).view(2, 1, 1)
-            if integer(2):
-                clip, flow = clip.mT, flow.mT.flip(0)
-            crops.append((clip, flow))
-        frames, velocity = (torch.stack(parts) for parts in zip(*crops, strict=True))
-        return (1 - time, frames.flip(1), -velocity) if reverse else (time, frames, velocity)
+            clip = clip[:, torch.randperm(3, generator=generator), y : y + crop, x : x + crop]
+            for axis in (2, 3):
+                clip = clip.flip(axis) if integer(2) else clip
+            crops.append(clip.mT if integer(2) else clip)
+        time, frames = between / (FRAMES - 1), torch.stack(crops)
+        return (1 - time, frames.flip(1)) if reverse else (time, frames)
 
 
-def _opened(path: Path, device: torch.device) -> dict[str, Any]:
-    """The tensors of a shard by name, in the memory of a GPU, or slices of its file."""
+def _frames(path: Path, device: torch.device) -> Any:
+    """The frames of a shard, in the memory of a GPU, or a slice of its file."""
     file = safe_open(path, "pt", str(device))
-    read = file.get_slice if device.type == "cpu" else file.get_tensor
-    return {name: read(name) for name in ("frames", "velocity")}
+    return file.get_slice("frames") if device.type == "cpu" else file.get_tensor("frames")

@@ -15,11 +15,12 @@ from torch import Tensor
 from ..optical_flow import blurred, warp, window_mean
 
 STRIDE = 2  # of the result: the finest level is at half the resolution
-COARSEST = 12  # pixels: the smallest side of the pyramid
+COARSEST = 8  # pixels: the smallest side of the pyramid
 PATCH, PATCH_STRIDE = 8, 4  # pixels of a level
 STEPS = 8  # of the descent
 MAX_STEP = 2.0  # pixels of a level
-NEIGHBOURS = 3  # patches: how far away are those whose displacements are tried, at levels of fewer than SMALL pixels
+ROUNDS = 2  # at levels of fewer than SMALL pixels: in each, the patches around tell a patch their displacements
+NEIGHBOURS = 2  # patches: how far away these are
 SMALL = 128  # pixels, of the longer side
 TEXTURE = 1e-4  # added to the squared gradients of a patch: one without texture does not move
 PREFERENCE = 2e-5  # of the coarser level's displacement, in squared error
@@ -74,19 +75,24 @@ class _Level:
     def refined(self, flow: Tensor) -> Tensor:
         """The flow (n, 2, h, w) after the descent of all patches from it."""
         means = F.avg_pool2d(F.pad(flow, self.padding, mode="replicate"), PATCH, PATCH_STRIDE)
-        start = self._best([means.flatten(2), torch.zeros_like(means).flatten(2), *self._around(means)])
+        found, is_small = means.flatten(2), max(self.size) < SMALL
+        for _ in range(ROUNDS if is_small else 1):
+            around = self._around(found.unflatten(2, means.shape[-2:])) if is_small else []
+            found = self._descended(self._best([found, torch.zeros_like(found), *around]))
+        return self._densified(found)
+
+    def _descended(self, start: Tensor) -> Tensor:
+        """The displacements (n, 2, P) after the descent from others, which stay where it does not help."""
         moved = start
         for _ in range(STEPS):
             error = self._error(moved)
             slope = torch.stack([(self.right * error).sum(1), (self.down * error).sum(1)], 1)
             moved = moved - torch.einsum("nijp,njp->nip", self.inverse, slope).clamp(-MAX_STEP, MAX_STEP)
         lost = ((moved - start).norm(dim=1) > PATCH) | (self._cost(moved) > self._cost(start))
-        return self._densified(torch.where(lost[:, None], start, moved))
+        return torch.where(lost[:, None], start, moved)
 
     def _around(self, means: Tensor) -> list[Tensor]:
-        """The displacements (n, 2, P) of the patches around each one, at coarse levels."""
-        if max(self.size) >= SMALL:
-            return []
+        """The displacements (n, 2, P) of the patches around each one."""
         rows, columns = means.shape[-2:]
         wide = F.pad(means, [NEIGHBOURS] * 4, mode="replicate")
         offsets = (0, NEIGHBOURS, 2 * NEIGHBOURS)

@@ -1,6 +1,6 @@
-"""Draws scenes of moved photographs, whose flow is known exactly, for the training of the interpolation model.
+"""Draws scenes of moved photographs for the training of the interpolation model.
 
-A scene is a stack of 1 to 6 layers, each with a texture cut from a photograph, a mask and a motion: the camera's plus
+A scene is a stack of 1 to 9 layers, each with a texture cut from a photograph, a mask and a motion: the camera's plus
 its own, from sub-pixel to tens of pixels, with rotation, zoom, shear and local waves. Every point of a layer moves on a
 straight line at constant speed, so that its velocity is the flow at every time. Focus, motion blur, shadows and changes
 of the light belong to the scene; noise and compression are film.py's.
@@ -43,7 +43,7 @@ MIN_SIDE = 600  # of a photograph
 CUT_OUT_SIDES = (180, 1200)  # shorter side of a picture with transparency that is used as a thing cut out
 MAX_SIDE = 2048  # to which a photograph is reduced in memory
 MIN_TEXTURE = 0.03  # mean difference of neighbouring pixels; less textured cuts are seldom used
-DRAWING = 2  # changes with every change of what is drawn
+DRAWING = 3  # changes with every change of what is drawn
 MAX_SPEED = 60.0  # pixels between the end frames
 HELD_OUT = 8  # one picture in so many is kept for validation
 
@@ -93,7 +93,7 @@ class Photographs:
             left, top = (uniform(generator, 0, length - side) for length in picture.size)
             box = (left, top, left + side, top + side)
             cut = to_tensor(picture.resize((CANVAS, CANVAS), Image.Resampling.BICUBIC, box))
-            if (cut[..., 1:] - cut[..., :-1]).abs().mean() > MIN_TEXTURE or uniform(generator) < 0.1:
+            if (cut[..., 1:] - cut[..., :-1]).abs().mean() > MIN_TEXTURE or uniform(generator) < 0.3:
                 break
         cut = torch.rot90(cut, int(uniform(generator, 0, 4)), (1, 2)) if uniform(generator) < 0.3 else cut
         return cut.flip(2) if uniform(generator) < 0.5 else cut
@@ -266,7 +266,7 @@ def _mask(generator: Generator, size: float) -> Tensor:
     elif kind == "lines":
         for _ in range(int(uniform(generator, 1, 7))):
             ends = [middle + size * uniform(generator, -1.3, 1.3) for _ in range(4)]
-            draw.line(ends, fill=255, width=int(math.exp(uniform(generator, math.log(2), math.log(14)))))
+            draw.line(ends, fill=255, width=int(math.exp(uniform(generator, math.log(2), math.log(min(14, 2 * size))))))
     else:
         noise = torch.randn(1, 1, *[int(uniform(generator, 6, 40))] * 2, generator=generator)
         islands = F.interpolate(noise, size=CANVAS, mode="bicubic")[0, 0] > uniform(generator, 0.1, 1)
@@ -277,7 +277,7 @@ def _mask(generator: Generator, size: float) -> Tensor:
 
 def _thing(photographs: Photographs, generator: Generator, camera: Tensor, side: int) -> Layer:
     """A layer in front of the background, which moves with the camera, (2, 3, 3), and by itself."""
-    size = math.exp(uniform(generator, math.log(15), math.log(0.45 * side)))
+    size = math.exp(uniform(generator, math.log(4), math.log(0.45 * side)))
     if photographs.cut_outs and uniform(generator) < 0.4:
         values = photographs.cut_out(generator, min(2 * size, CANVAS - 40.0))
         colours, mask = values[:3], values[3]
@@ -348,7 +348,7 @@ def draw_scene(
     speed = choice(generator, (0.7, 3.0, 3.0, 3.0))  # cameras that are held still move a little
     camera = middle @ _motion(generator, _velocity(generator, 0.25, 0.25, speed), 0.5) @ torch.linalg.inv(middle)
     layers = [_background(photographs, generator, camera, side)]
-    for _ in range(choice(generator, (0, 1, 1, 2, 2, 3, 4, 5))):
+    for _ in range(choice(generator, (0, 1, 1, 2, 3, 4, 6, 8))):
         layers.append(_thing(photographs, generator, camera, side))
     frames, velocities = _render(layers, times, side)
     frames = _light(frames, times, generator)

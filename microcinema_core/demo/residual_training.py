@@ -70,7 +70,7 @@ def draw_clips(network: FlowUNet, photographs: Photographs, seeds: Sequence[int]
     frames = network.config.frames
     times, parts = [index / (frames - 1) for index in range(frames)], []
     for start in range(0, len(seeds), BATCH):
-        pixels = torch.stack([draw_film(photographs, seed, side)[0] for seed in seeds[start : start + BATCH]])
+        pixels = torch.stack([draw_film(photographs, seed, side) for seed in seeds[start : start + BATCH]])
         pixels = pixels.to(network.flow_warp.residual_out.weight.device)
         flat = pixels.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         latents = network.flow_warp.autoencoder.encode(flat).unflatten(0, pixels.shape[:2])

@@ -116,6 +116,24 @@ def test_a_bundled_files_header_gives_its_size(path):
     assert stored_parameters(path) == parameter_table(ModelConfig.from_json(header_of(path)))
 
 
+def test_the_readmes_sizes_are_those_of_the_configurations():
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    header, _, *rows = text[text.index("| parameters |") :].split("\n\n")[0].replace("*", "").splitlines()
+    names = [name.strip(" `") for name in header.split("|")[2:-1]]
+    table = {row.split("|")[1].strip(): row.split("|")[2:-1] for row in rows}
+    parts = {
+        "spatial (SD2.1's UNet)": "spatial", "temporal convolutions": "temporal convolutions",
+        "temporal transformers": "temporal transformers", "AppearNet": "appearance network",
+        "appearance injection": "appearance injection", "network": "network",
+    }  # fmt: skip
+    for column, name in enumerate(names):
+        sizes = parameter_table(configurations()[name])
+        for row, part in parts.items():
+            number = float(table[row][column].strip(" M").replace(",", ""))
+            digits = 2 if name.startswith("demo") else 1
+            assert number == round(sizes[part] / 1e6, digits), (name, row)
+
+
 WARP = tiny_demo_base(
     forward_warp=tiny_base().autoencoder, residual_std=0.2, amplitude_std=0.05, scale_shift_norm=True
 )  # fmt: skip

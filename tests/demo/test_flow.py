@@ -1,14 +1,20 @@
 """The flow network finds displacements, warps by them, and interpolates; the flow warp around it holds cuts."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from demo_networks import VARIANTS
 
-from microcinema_core.demo.flow import CHANNELS, COARSEST, FlowNetwork, _velocity_between, correlate
+from microcinema_core.checkpoint import load_model
+from microcinema_core.demo.flow import COARSEST, FlowNetwork, _velocities, both_ways
 from microcinema_core.demo.flow_warp import FlowWarp
 from microcinema_core.demo.inverse_search import inverse_search
+from microcinema_core.metrics.quality import psnr
 from microcinema_core.optical_flow import warp
+
+MODELS = Path(__file__).parents[2] / "models"
 
 
 @pytest.fixture(scope="module")
@@ -38,47 +44,20 @@ def moved_pair(velocity, side=128):
     return torch.stack([cut(0), cut(1)])[None], cut(0.5)[None]
 
 
-def test_a_correlation_is_the_product_of_what_a_displacement_joins():
-    generator = torch.Generator().manual_seed(0)
-    first, last = torch.randn(2, 2, 5, 7, 8, generator=generator)
-    radius, time = 2, 0.25
-    found = correlate(first, last, time, radius).unflatten(1, (5, 5))
-    for dy, dx in ((0, 0), (2, -1), (-2, 2)):
-        y, x = 3, 4
-        back_y, back_x = round(time * dy), round(time * dx)
-        expected = (first[:, :, y - back_y, x - back_x] * last[:, :, y + dy - back_y, x + dx - back_x]).sum(1)
-        torch.testing.assert_close(found[:, dy + radius, dx + radius, y, x], expected)
-
-
-@pytest.mark.parametrize("time", [0.25, 0.5, 0.75])
-def test_the_gradient_of_a_correlation_is_exact(time):
-    maps = torch.randn(2, 1, 3, 5, 6, dtype=torch.double, generator=torch.Generator().manual_seed(0))
-    maps = [part.requires_grad_() for part in maps]
-    assert torch.autograd.gradcheck(lambda first, last: correlate(first, last, time, 2), maps)
-
-
 def test_warping_by_whole_pixels_moves_pixels():
     picture = texture(16, 24)[None]
     flow = torch.tensor([3.0, -2.0]).view(1, 2, 1, 1).expand(1, 2, 16, 24)
     torch.testing.assert_close(warp(picture, flow)[..., 2:, :-3], picture[..., :-2, 3:], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("velocity", [(0, 0), (16, 0), (-24, 8), (0, -40), (40, 16)])
-def test_patches_show_motion_before_any_training(network, velocity):
-    pictures, _ = moved_pair(velocity)
-    patches = network.encode(pictures[0])[-2].unsqueeze(1)
-    found = network._compare(patches, torch.zeros(1, 2, 8, 8), 0.5).velocity[..., 2:-2, 2:-2]
-    error = (found - torch.tensor(velocity).view(2, 1, 1)).norm(dim=1)
-    assert error.median() < 4  # pixels, half a cell of this comparison
-
-
 @pytest.mark.parametrize("velocity", [(0, 0), (2, -2), (16, 0), (-24, 8), (4, 40)])
-def test_the_start_is_the_flow_of_the_frame_between(network, velocity):
+def test_both_flows_tell_the_velocity_of_the_frame_between(velocity):
     pictures, _ = moved_pair(velocity)
-    forward, backward = network.encode(pictures[0])[-1][:, None]
+    flows = both_ways(pictures)
     for time in (0.25, 0.5):
-        found = _velocity_between(forward, backward, time)[..., 24:-24, 24:-24]
-        assert (found - torch.tensor(velocity).view(2, 1, 1)).norm(dim=1).median() < 0.2
+        for found in _velocities(flows, time):
+            error = (found[..., 24:-24, 24:-24] - torch.tensor(velocity).view(2, 1, 1)).norm(dim=1)
+            assert error.median() < 0.2
 
 
 def test_flow_is_found_without_texture_noise_or_light_leading_astray():
@@ -97,17 +76,11 @@ def test_flow_has_half_the_size_of_any_picture(size):
     assert inverse_search(picture, picture).shape == (2, 2, size[0] // 2, size[1] // 2)
 
 
-def test_each_level_doubles_the_resolution_of_the_velocity(network):
-    estimates = network.estimate(network.encode(torch.rand(4, 3, 64, 96)), 0.25)
-    sizes = [tuple(estimate.velocity.shape) for estimate in estimates]
-    assert sizes == [(2, 2, 64 // side, 96 // side) for side in (16, 8, 4, 2)] and len(sizes) == len(CHANNELS)
-
-
-def test_features_are_computed_once_for_all_times(network):
+def test_flows_are_found_once_for_all_times(network):
     pictures = torch.rand(2, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    features = network.encode(pictures.flatten(0, 1))
+    flows = both_ways(pictures)
     for time in (0.25, 0.5):
-        torch.testing.assert_close(network(pictures, time, features).frame, network(pictures, time).frame)
+        torch.testing.assert_close(network(pictures, time, flows).frame, network(pictures, time).frame)
 
 
 def test_a_pair_does_not_depend_on_the_others_of_its_batch(network):
@@ -116,10 +89,14 @@ def test_a_pair_does_not_depend_on_the_others_of_its_batch(network):
     torch.testing.assert_close(network(pictures[1:2], 0.25).frame, together[1:2], rtol=0, atol=1e-4)
 
 
-def test_an_untrained_network_changes_the_start_little(network):
-    """Its heads begin small, so that the first steps of a training do not undo what the patches show."""
-    estimates = network.estimate(network.encode(moved_pair((24, 0))[0][0]), 0.5)
-    assert (estimates[-1].velocity[..., 16:-16, 16:-16].median(dim=-1).values[:, 0] - 24).abs().mean() < 8
+def test_before_any_training_the_frame_is_the_mean_of_moved_pictures(network):
+    pictures, middle = moved_pair((24, 0))
+    result = network(pictures, 0.5)
+    inner = (..., slice(16, -16), slice(16, -16))
+    blended = pictures.mean(1)
+    assert torch.equal(result.frame, result.blended)
+    assert (result.frame - middle)[inner].abs().mean() < (blended - middle)[inner].abs().mean() / 5
+    assert (result.velocity[:, 0][inner].median() - 24).abs() < 4
 
 
 # --- the flow warp ---
@@ -146,8 +123,8 @@ def test_end_frames_stay_what_they_are(flow_warp):
 def test_sides_need_be_no_multiple_of_the_coarsest_cell(flow_warp):
     ends = moved_pair((0, 0), side=64)[0][..., :40, :56]
     assert 40 % COARSEST and 56 % COARSEST
-    result = flow_warp.between(ends, [0.5])[0]
-    assert result.frame.shape == (1, 3, 40, 56) and result.warped.shape == (1, 6, 40, 56)
+    [result], _ = flow_warp.between(ends, [0.5])
+    assert result.frame.shape == (1, 3, 40, 56) and result.velocity.shape == (1, 2, 40, 56)
 
 
 def test_a_moved_picture_is_no_cut_and_another_picture_is_one(flow_warp):
@@ -168,15 +145,17 @@ def test_between_equal_frames_there_are_their_copies(flow_warp):
     assert not warped.moving.any() and torch.equal(warped.pixels, ends[:, :1].expand(-1, 5, -1, -1, -1))
 
 
-def test_what_stands_still_is_blended_and_what_moves_is_not(network):
+def test_what_stands_still_is_blended_and_what_moves_is_not():
     """Noise that differs from picture to picture is no motion; a thing that moves in front of it is."""
+    network = load_model(MODELS / "demo-interpolation.safetensors").network.flow_warp.network
     pictures = texture(128, 128)[None].repeat(2, 1, 1, 1)
     pictures += 0.004 * torch.randn(pictures.shape, generator=torch.Generator().manual_seed(1))
     pictures[0, :, 40:64, 40:64], pictures[1, :, 40:64, 56:80] = 0.9, 0.9
-    result = network(pictures[None], 0.25)
-    blended = torch.lerp(pictures[0], pictures[1], 0.25)
-    assert torch.equal(result.frame[0, :, 96:, 96:], blended[:, 96:, 96:]) and not result.moving[0, :, 96:, 96:].any()
-    assert (result.moving[0, :, 44:60, 56:64] > 0.8).all()
+    with torch.no_grad():
+        result = network(pictures[None], 0.25)
+    still, blended = (..., slice(96, None), slice(96, None)), torch.lerp(pictures[0], pictures[1], 0.25)
+    assert psnr(result.frame[0][still], blended[still]) > 48
+    assert result.velocity[still].abs().max() < 0.5 and (result.moving[0, :, 44:60, 56:64] > 0.8).all()
 
 
 def test_stripes_that_stand_still_get_no_flow():
