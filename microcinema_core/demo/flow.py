@@ -105,7 +105,8 @@ class FlowNetwork(nn.Module):
             *(F.avg_pool2d(torch.cat([-time * v, (1 - time) * v], 1), 2) / COARSEST for v in velocities),
         ])  # fmt: skip
         logits, lacking = maps.split([2 * PAIRS, 3], 1)
-        weights = torch.softmax(logits + _prior(time).to(logits), 1).unflatten(1, (PAIRS, 2))
+        logits = torch.cat([maps + prior for maps, prior in zip(logits.split(1, 1), _priors(time), strict=True)], 1)
+        weights = torch.softmax(logits, 1).unflatten(1, (PAIRS, 2))
         shares = weights.sum(2)  # of the pairs
         blended = _weighted(weights.flatten(1, 2), candidates)
         velocity = _weighted(shares[:, :-1], velocities)
@@ -154,10 +155,10 @@ def _velocities(flows: Tensor, time: float) -> list[Tensor]:
     return velocities
 
 
-def _prior(time: float) -> Tensor:
-    """The logits (2·PAIRS, 1, 1) by which each pair is a linear blend, and that without motion counts less."""
-    pair = torch.tensor([math.log(1 - time), math.log(time)])
-    return torch.cat([pair.repeat(PAIRS - 1), pair + WITHOUT_MOTION]).view(-1, 1, 1)
+def _priors(time: float) -> list[float]:
+    """The logits of the candidates by which each pair is a linear blend, and that without motion counts less."""
+    biases = (*(0.0 for _ in range(PAIRS - 1)), WITHOUT_MOTION)
+    return [bias + math.log(share) for bias in biases for share in (1 - time, time)]
 
 
 def _weighted(weights: Tensor, maps: Sequence[Tensor]) -> Tensor:

@@ -148,8 +148,8 @@ def test_every_parameter_learns(config):
         pixels = torch.rand(2, 3, 32, 32)
         loss = loss - net.forward_warp.log_likelihood(pixels, pooled(context)[:, 0], velocities).mean()
     if config.flow_warp:  # the flow network learns from frames
-        frame = net.flow_warp.between(torch.rand(2, 2, 3, 64, 64), [0.25])[0].frame
-        loss = loss + frame.square().mean() + net.flow_warp.residual(latents.flatten(0, 1)).square().mean()
+        [made], _ = net.flow_warp.between(torch.rand(2, 2, 3, 64, 64), [0.25])
+        loss = loss + made.frame.square().mean() + net.flow_warp.residual(latents.flatten(0, 1)).square().mean()
     loss.backward()
     learned = {name: p for name, p in net.named_parameters() if p.requires_grad}
     assert [name for name, p in learned.items() if p.grad is None or not p.grad.any()] == []
