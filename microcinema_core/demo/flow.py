@@ -33,8 +33,8 @@ INPUTS = 4 * 3 * 2 * PAIRS + 2 * PAIRS + 4 * (PAIRS - 1)  # pixels, differences 
 WITHOUT_MOTION = -2.0  # the logit of the pair without motion beside the others', at first
 AGREEMENT_STRIDE = 4  # pixels, the side of the cells in which wide differences are measured
 AGREEMENT_WINDOW = 9  # cells, the side of the window around each one
-SMALL_DIFFERENCE = 1 / 255  # of colours from 0 to 1: pictures that differ by less are blended as they are
-USUAL_DIFFERENCE = 0.03
+SMALL_DIFFERENCE = 1 / 255  # of colours from 0 to 1: below it, the frame goes over into the pictures' linear blend
+USUAL_DIFFERENCE = 0.03  # of colours: the one that is 0 on the network's logarithmic scale, nearly
 SLOPE = 0.1  # of the leaky ReLUs
 
 
