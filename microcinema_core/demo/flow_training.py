@@ -22,16 +22,18 @@ if TYPE_CHECKING:
 
 BLENDED_WEIGHT = 0.2  # of the candidates' mean, relative to the frame
 # The logarithm of the error counts, as in PSNR: what is gained where little moves counts like what is gained where much
-# does. Errors far below SMALL_ERROR do not, and one of USUAL_ERROR is weighted by 1.
-SMALL_ERROR, USUAL_ERROR = 0.005, 0.015
+# does. Errors far below SMALL_ERROR do not count, and one of USUAL_ERROR is weighted by 1.
+SMALL_ERROR, USUAL_ERROR = 0.008, 0.02
 
 
 @dataclass
 class FlowBatch:
-    """Frames (b, 3, 3, H, W), the first, that of `time` and the last."""
+    """Frames (b, 3, 3, H, W), the first, that of `time` and the last, and the flows (b, 2, 2, H/2, W/2) between the
+    ends."""
 
     time: float
     frames: Tensor
+    flows: Tensor
 
 
 class FlowObjective(Objective):
@@ -44,19 +46,15 @@ class FlowObjective(Objective):
     def forward(self, step: int, batch: FlowBatch) -> tuple[Tensor, Figures]:
         """The loss of a batch, and figures for the log."""
         target = batch.frames[:, 1]
-        made = self.network(batch.frames[:, ::2], batch.time)
-        frame, blended = (_errors(maps - target) for maps in (made.frame, made.blended))
+        made = self.network(batch.frames[:, ::2], batch.time, batch.flows)
+        frame, blended = ((maps - target).square().mean((1, 2, 3)) for maps in (made.frame, made.blended))
         loss = _logarithm(frame) + BLENDED_WEIGHT * _logarithm(blended)
-        return (SMALL_ERROR + USUAL_ERROR) * loss, {"frame": frame.mean().item()}
+        return USUAL_ERROR * loss, {"frame": frame.sqrt().mean().item()}
 
 
-def _errors(differences: Tensor) -> Tensor:
-    """The means of √(x² + 0.001²), a smooth absolute value, of each of the maps (b, 3, H, W)."""
-    return (differences.square() + 1e-6).sqrt().mean((1, 2, 3))
-
-
-def _logarithm(errors: Tensor) -> Tensor:
-    return (SMALL_ERROR + errors).log().mean()
+def _logarithm(squares: Tensor) -> Tensor:
+    """The mean logarithm of the errors whose squares (b,) are given."""
+    return (SMALL_ERROR**2 + squares).log().mean() / 2
 
 
 class FlowBatches:
@@ -70,8 +68,9 @@ class FlowBatches:
         c = self.config.train
         for step in itertools.count(first):
             generator = torch.Generator().manual_seed(sample_seed(c.seed, step, 0))
-            time, frames = self.scenes.sample(generator, c.batch_size, self.config.demo.crop)
-            yield [FlowBatch(time, frames.tensor_split(self.world.count)[self.world.rank])]
+            time, *parts = self.scenes.sample(generator, c.batch_size, self.config.demo.crop)
+            frames, flows = (part.tensor_split(self.world.count)[self.world.rank] for part in parts)
+            yield [FlowBatch(time, frames, flows)]
 
 
 @torch.no_grad()
@@ -81,10 +80,10 @@ def validate(network: nn.Module, held_out: MovedScenes, *, limit: int) -> tuple[
     psnrs, blended, rows = [], [], []
     limit = min(limit, len(held_out))
     for start in range(0, limit, 8):
-        frames = held_out.batch(range(start, min(start + 8, limit)))
+        frames, flows = held_out.batch(range(start, min(start + 8, limit)))
         for between in range(1, frames.shape[1] - 1):
             time, true = between / (frames.shape[1] - 1), frames[:, between]
-            frame = network(frames[:, [0, -1]], time).frame.clamp(0, 1)
+            frame = network(frames[:, [0, -1]], time, flows).frame.clamp(0, 1)
             linear = torch.lerp(frames[:, 0], frames[:, -1], time)
             psnrs += map(psnr, frame, true)
             blended += map(psnr, linear, true)

@@ -64,7 +64,9 @@ class _Level:
         right = (around[..., 1:-1, 2:] - around[..., 1:-1, :-2]) / 2
         down = (around[..., 2:, 1:-1] - around[..., :-2, 1:-1]) / 2
         y, x = torch.meshgrid(*(torch.arange(side, device=first.device) for side in first.shape[-2:]), indexing="ij")
-        self.places = _patches(torch.stack([x, y])[None].to(first)).unflatten(1, (2, -1))  # (1, 2, K, P)
+        places = _patches(torch.stack([x, y])[None].to(first)).unflatten(1, (2, -1)).movedim(1, -1)  # (1, K, P, 2)
+        sides = places.new_tensor([width, height])
+        self.grid, self.pixel = (2 * places + 1) / sides - 1, 2 / sides  # grid_sample's coordinates
         self.patches = _patches(first)
         right, down = (values - values.mean(1, keepdim=True) for values in (_patches(right), _patches(down)))
         self.right, self.down = right, down
@@ -85,8 +87,8 @@ class _Level:
         """The displacements (n, 2, P) after the descent from others, which stay where it does not help."""
         moved = start
         for _ in range(STEPS):
-            error = self._error(moved)
-            slope = torch.stack([(self.right * error).sum(1), (self.down * error).sum(1)], 1)
+            difference = self._difference(moved)
+            slope = torch.stack([(self.right * difference).sum(1), (self.down * difference).sum(1)], 1)
             moved = moved - torch.einsum("nijp,njp->nip", self.inverse, slope).clamp(-MAX_STEP, MAX_STEP)
         lost = ((moved - start).norm(dim=1) > PATCH) | (self._cost(moved) > self._cost(start))
         return torch.where(lost[:, None], start, moved)
@@ -108,18 +110,13 @@ class _Level:
 
     def _difference(self, displacement: Tensor) -> Tensor:
         """What the last picture shows at the displaced patches, less what the first shows, (n, K, P)."""
-        places = self.places + displacement[:, :, None]
-        height, width = self.size
-        grid = torch.stack([(2 * places[:, 0] + 1) / width - 1, (2 * places[:, 1] + 1) / height - 1], -1)
+        grid = self.grid + (displacement.mT * self.pixel)[:, None]
         return F.grid_sample(self.last, grid, padding_mode="border", align_corners=False)[:, 0] - self.patches
 
-    def _error(self, displacement: Tensor) -> Tensor:
-        """The same without the mean of each patch, which changes with the light."""
-        difference = self._difference(displacement)
-        return difference - difference.mean(1, keepdim=True)
-
     def _cost(self, displacement: Tensor) -> Tensor:
-        return self._error(displacement).square().mean(1)
+        """The mean square of the difference, less that of each patch's mean, which changes with the light."""
+        difference = self._difference(displacement)
+        return difference.square().mean(1) - difference.mean(1).square()
 
     def _densified(self, displacement: Tensor) -> Tensor:
         """The flow (n, 2, h, w) of displaced patches (n, 2, P)."""

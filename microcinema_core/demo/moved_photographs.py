@@ -43,7 +43,7 @@ MIN_SIDE = 600  # of a photograph
 CUT_OUT_SIDES = (180, 1200)  # shorter side of a picture with transparency that is used as a thing cut out
 MAX_SIDE = 2048  # to which a photograph is reduced in memory
 MIN_TEXTURE = 0.03  # mean difference of neighbouring pixels; less textured cuts are seldom used
-DRAWING = 3  # changes with every change of what is drawn
+DRAWING = 4  # changes with every change of what is drawn
 MAX_SPEED = 60.0  # pixels between the end frames
 HELD_OUT = 8  # one picture in so many is kept for validation
 
@@ -379,11 +379,12 @@ def _render(layers: list[Layer], times: Sequence[float], side: int) -> tuple[Ten
 
 
 def _light(frames: Tensor, times: Sequence[float], generator: Generator) -> Tensor:
-    """Frames with a contrast and brightness of their own and, in one of four scenes, a light that changes."""
+    """Frames with a contrast and brightness of their own and, in one of four scenes, a light that changes; in one of 20
+    it is a flash, which may leave nothing of what is bright."""
     frames = (frames - 0.5) * uniform(generator, 0.7, 1.1) + 0.5 + normal(generator, 0.05)
     if uniform(generator) < 0.25:
-        gain = torch.tensor([math.exp((time - 0.5) * 1.0) for time in times]).log() * normal(generator, 0.08)
-        frames = frames * (1 + gain.view(-1, 1, 1, 1))
+        change = normal(generator, 0.6 if uniform(generator) < 0.2 else 0.08)
+        frames = frames * (1 + change * (torch.tensor(times) - 0.5).view(-1, 1, 1, 1))
     return frames
 
 

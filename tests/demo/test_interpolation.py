@@ -96,13 +96,16 @@ def test_resumed_after_a_signal_it_is_the_run_that_was_never_stopped(run, whole)
 def test_processes_divide_the_batch_of_one():
     class Scenes:
         def sample(self, generator, count, crop):
-            return 0.25, torch.rand(count, 3, 3, crop, crop, generator=generator)
+            frames = torch.rand(count, 3, 3, crop, crop, generator=generator)
+            return 0.25, frames, frames[:, :2, :2, ::2, ::2]
 
     table = DemoTable(task="interpolation", model="demo-interpolation", crop=48)
     config = DemoRunConfig(changed(batch_size=4).train, table)
     worlds = [ALONE, *(replace(ALONE, rank=rank, count=2) for rank in range(2))]
     alone, first, second = (next(FlowBatches(config, Scenes(), world)(3))[0] for world in worlds)
-    assert torch.equal(alone.frames, torch.cat([first.frames, second.frames])) and len(first.frames) == 2
+    for name in ("frames", "flows"):
+        assert torch.equal(getattr(alone, name), torch.cat([getattr(part, name) for part in (first, second)]))
+    assert len(first.frames) == len(first.flows) == 2
 
 
 @pytest.mark.parametrize(

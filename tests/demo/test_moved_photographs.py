@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Generator
 
@@ -112,9 +113,22 @@ def test_a_batch_holds_three_frames_of_each_scene(shard):
     scenes, nearer = MovedScenes([shard]), []
     assert len(scenes) == 6
     for step in range(24):
-        time, frames = scenes.sample(Generator().manual_seed(step), 2, 96)
-        assert time in (0.25, 0.5, 0.75) and frames.shape == (2, 3, 3, 96, 96)
+        time, frames, flows = scenes.sample(Generator().manual_seed(step), 2, 96)
+        assert time in (0.25, 0.5, 0.75) and frames.shape == (2, 3, 3, 96, 96) and flows.shape == (2, 2, 2, 48, 48)
         first, last = ((frames[:, 1] - frames[:, end]).square().mean() for end in (0, 2))
         if time != 0.5 and first + last:
             nearer.append(bool((first < last) == (time < 0.5)))
     assert len(nearer) > 8 and sum(nearer) > 0.7 * len(nearer)
+
+
+def test_the_flows_of_a_batch_are_cropped_and_mirrored_with_its_frames(shard):
+    scenes, better = MovedScenes([shard]), []
+    for step in range(24):
+        _, frames, flows = scenes.sample(Generator().manual_seed(step), 2, 96)
+        ends = F.avg_pool2d(frames[:, [0, 2]].flatten(0, 1), 2).unflatten(0, (-1, 2))
+        for way in (0, 1):
+            to, other = ends[:, way], ends[:, 1 - way]
+            errors = [(warp(other, sign * flows[:, way] / 2) - to).square().mean() for sign in (1, -1)]
+            if flows[:, way].abs().mean() > 2:
+                better.append(bool(errors[0] < 0.7 * errors[1]))
+    assert len(better) > 16 and all(better)
