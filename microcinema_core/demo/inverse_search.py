@@ -68,6 +68,7 @@ class _Level:
         sides = places.new_tensor([width, height])
         self.grid, self.pixel = (2 * places + 1) / sides - 1, 2 / sides  # grid_sample's coordinates
         self.patches = _patches(first)
+        # Without their mean, so that a change of the light leaves the descent as it is.
         right, down = (values - values.mean(1, keepdim=True) for values in (_patches(right), _patches(down)))
         self.right, self.down = right, down
         xx, yy = (values.square().sum(1) + TEXTURE for values in (right, down))
